@@ -60,7 +60,7 @@ class HubError(ExportError):
 
 
 class NeuralModelError(UserError, ValueError):
-    """Raised if parts, settings or inputs of a model of neurons do not fit each other."""
+    """Raised if modules, settings or inputs of a model of neurons do not fit each other."""
 
 
 class MissingError(UserError, FileNotFoundError):

@@ -75,7 +75,13 @@ def temporary_beside(path: str | Path) -> Iterator[Path]:
 
 
 def _refusal(error: Exception, part: Path) -> tuple[int, str] | None:
-    """Return ``errno`` and its text if ``error`` arose from writing ``part``, else None."""
+    """Return the ``errno`` of a failed write and its text; None for any other error.
+
+    Args:
+        error: an OSError, or safetensors' error in place of one.
+        part: the temporary path. An OSError about this path counts as a failed write, and so does
+            an error that occurs only in writing, such as a full disk.
+    """
     if not isinstance(error, OSError):
         found = _OS_ERROR.search(str(error))
         return (int(found[2]), found[1]) if found else None
@@ -249,8 +255,8 @@ def replaced_directory(directory: str | Path, own: Collection[str] = ()) -> Iter
     Args:
         directory: the directory to replace. If it is a symbolic link, the link's target is
             replaced.
-        own: names of entries that are removed with the older directory, even if the new one does
-            not have them. All other entries of the older directory are kept.
+        own: names of files and subdirectories that are not kept from the older directory, even if
+            the new directory lacks them. All others are moved to the new directory.
     """
     directory = Path(directory).resolve()
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +273,8 @@ def finish_replacement(directory: str | Path, own: Collection[str] = ()) -> None
 
     Args:
         directory: the directory that was to be replaced.
-        own: see :func:`replaced_directory`.
+        own: names of files and subdirectories that are not kept from the older directory; see
+            :func:`replaced_directory`.
     """
     directory = Path(directory).resolve()
     if not directory.parent.is_dir():
@@ -299,9 +306,15 @@ def _exchange(new: Path, directory: Path, own: Collection[str]) -> None:
 
 
 def _retire(old: Path, directory: Path, own: Collection[str]) -> None:
-    """Move entries that are not ``own`` from ``old`` to the new directory, then remove ``old``.
+    """Remove the older directory after its replacement, but keep files that are not ``own``.
 
-    If there is no new directory, ``old`` is renamed back to ``directory``.
+    If there is no directory at ``directory``, ``old`` is renamed back instead.
+
+    Args:
+        old: the older directory, under a temporary name.
+        directory: the new directory.
+        own: names of files and subdirectories that are removed with ``old``. All others are moved
+            to the new directory, unless it has an entry of the same name.
     """
     if not directory.exists():
         os.rename(old, directory)

@@ -114,7 +114,7 @@ def where(rank: int | None = None) -> str:
     """Return a text like " on rank 1 of 4", or "" in a run of one process.
 
     Args:
-        rank: see :func:`is_first`.
+        rank: the rank to name. None means the rank of this process.
     """
     if not _watched:
         return ""

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 
 class Grid(NamedTuple):
-    """Tubelet counts along time, height and width; spatial tokens are row-major (n = h·w).
+    """Numbers of tubelets of a clip along time (t), height (h) and width (w).
 
-    The grid accompanies the tokens and is saved with every checkpoint, because 144 tokens may be a
-    grid of 12×12 or of 9×16.
+    Each time step has n = h·w tokens in row-major order. The grid accompanies the tokens and is
+    saved with every checkpoint, because 144 tokens may be a grid of 12×12 or of 9×16.
     """
 
     t: int

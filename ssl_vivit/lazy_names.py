@@ -18,7 +18,7 @@ def lazy_names(
 
     Args:
         package: the package's ``__name__``.
-        modules: public name → module that defines it.
+        modules: for each public name, the module that defines it.
     """
 
     def get(name: str) -> Any:

@@ -11,15 +11,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations of the known (not NaN) values of each entry.
+    """Count, mean and sum of squared deviations of samples, for each of several variables.
 
-    Merging uses deviations from the mean (Chan et al. 1979), so no digits are lost if the mean is
-    large.
+    Unknown values (NaN) are left out. Merging uses deviations from the mean (Chan et al. 1979), so
+    no digits are lost if the mean is large. The three arrays have one element for each variable.
 
     Args:
         count: number of known values, as a NumPy array or a tensor.
-        mean: mean of the known values, float64; 0 for entries without known values.
-        deviation: sum of squared deviations from the mean.
+        mean: mean of the known values, float64; 0 for variables without known values.
+        deviation: sum of squared deviations of the known values from the mean.
     """
 
     count: Any
@@ -28,7 +28,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray, axis: int = 0) -> Moments:
-        """Return the moments of an array over one axis; NaN counts as unknown."""
+        """Return the moments of an array along one axis, the axis of samples; NaN is left out."""
         known = ~np.isnan(values)
         count = known.sum(axis)
         filled = np.where(known, values, 0).astype(np.float64)
@@ -47,7 +47,7 @@ class Moments:
 
     @classmethod
     def merged(cls, parts: Iterable[Self]) -> Self:
-        """Return the moments of the data of all parts together."""
+        """Return the moments of a data set from the moments of its parts."""
         first, *others = parts
         for other in others:
             count = first.count + other.count
@@ -61,15 +61,18 @@ class Moments:
 
     @staticmethod
     def squared(distance: Any) -> Any:
-        """Return squared distances from the mean; a subclass may also return products."""
+        """Square deviations elementwise.
+
+        A subclass for several variables may return products of their deviations instead.
+        """
         return distance * distance
 
     @property
     def std(self) -> np.ndarray:
-        """Population standard deviation; 0 for entries without known values."""
+        """Population standard deviation; 0 for variables without known values."""
         return np.sqrt(self.deviation / np.maximum(self.count, 1))
 
     @property
     def varies(self) -> np.ndarray:
-        """Boolean array: whether the values of an entry differ by more than float32 rounding."""
+        """Whether the values of a variable differ by more than float32 rounding (boolean array)."""
         return self.std > np.finfo(np.float32).eps * np.abs(self.mean)

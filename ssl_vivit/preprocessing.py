@@ -33,7 +33,8 @@ class Preprocessing(Mapping[str, Any]):
         mean: mean of each channel, or one number for all channels.
         std: standard deviation of each channel, or one number for all channels.
         fps: frames per second to which ``frame_stride`` refers. None means the video's own rate.
-        frame_stride: steps from one frame of a clip to the next; 1 takes every frame.
+        frame_stride: number of video frames, at ``fps``, from one frame of a clip to the next. 1
+            takes every frame.
         resize: (H, W) of the result. The largest central window with this aspect ratio is resized.
 
     Raises:

@@ -45,7 +45,7 @@ def check_least(config: Any, group: str = "", /, **least: float) -> None:
     Args:
         config: object with the settings as attributes.
         group: prefix of the settings' names on the command line, such as ``probe.``.
-        least: setting → smallest allowed value.
+        least: smallest allowed value of each setting, as keyword arguments.
 
     Raises:
         ValueError: if a value is too small; the message names the setting, its value and the limit.

@@ -12,7 +12,7 @@ def model_card(title: str, tags: Sequence[str], rows: Mapping[str, Any], body: s
     Args:
         title: heading of the card.
         tags: tags for the hub's search.
-        rows: rows of a table, name → value.
+        rows: rows of a table: a name (left column) and a value (right column) for each.
         body: Markdown text after the table.
     """
     table = "\n".join(f"| {name} | {_in_words(value)} |" for name, value in rows.items())

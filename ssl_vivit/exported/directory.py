@@ -111,9 +111,9 @@ def write_directory(
         directory: the directory; missing parents are created.
         kind: the kind of export.
         settings: entries of config.json, to which the format version is added.
-        weights: file name → tensor name → tensor.
+        weights: tensors by name, for each weight file by name of the file.
         card: text of the model card.
-        parts: name of a subdirectory → function that writes it.
+        parts: for each subdirectory by name, a function that writes it.
 
     Raises:
         ExportError: if :func:`check_place` raises it.
@@ -156,7 +156,13 @@ def find_directory(path: Path, kind: Format) -> Path:
 
 
 def _exports(parents: Iterable[Path], kind: Format) -> list[Path]:
-    """Return the existing exports at the paths ``kind.inside_runs`` below the directories."""
+    """Return the existing exports in run directories, checkpoints or similar directories.
+
+    Args:
+        parents: the directories.
+        kind: the kind of export. Its ``inside_runs`` are the paths below each directory that are
+            searched.
+    """
     places = [parent / place for parent in parents for place in kind.inside_runs]
     return [place for place in places if (place / CONFIG).is_file()]
 
@@ -216,8 +222,8 @@ def check_shapes(expected: Shapes, found: Shapes, file: Path | str, described: s
     """Check that the tensors in a file have the names and shapes of a model.
 
     Args:
-        expected: tensor name → shape in the model.
-        found: tensor name → shape in the file.
+        expected: shapes of the model's tensors by name.
+        found: shapes of the file's tensors by name.
         file: name of the file, for the message.
         described: name of the model, for the message, such as ``encoder of config.json``.
 
@@ -241,8 +247,9 @@ def check_blocks(expected: Mapping[str, int], found: Shapes, file: Path, describ
     """Check that the weights in a file have as many blocks as a model.
 
     Args:
-        expected: prefix of tensor names, such as ``trunk.blocks.`` → number of blocks in the model.
-        found: tensor name → shape in the file.
+        expected: number of blocks in the model, by prefix of the tensor names, such as
+            ``trunk.blocks.``.
+        found: shapes of the file's tensors by name.
         file: name of the file, for the message.
         described: name of the model, for the message, such as ``encoder of config.json``.
 
@@ -260,10 +267,13 @@ def check_blocks(expected: Mapping[str, int], found: Shapes, file: Path, describ
 
 @contextmanager
 def _size_limit(tensors: int) -> Iterator[None]:
-    """Context manager that stops the building of a module far larger than ``tensors`` tensors.
+    """Context manager that stops the building of a module that is far too large.
+
+    Args:
+        tensors: number of tensors in the weights file.
 
     Raises:
-        ExportError: as soon as there are far more parameters and submodules than tensors.
+        ExportError: as soon as the module has far more parameters and submodules than ``tensors``.
     """
     left = 1000 + 20 * tensors
 

@@ -50,9 +50,11 @@ class MaskedTubeletsConfig:
     """Settings of the masked-tubelets objective.
 
     Args:
-        mask_ratio: fraction of the spatial positions that are hidden. Their number is rounded down.
+        mask_ratio: fraction of the spatial positions that are hidden. The number of hidden
+            positions is rounded down.
         mask: ``random`` hides different random positions at each time step. ``tube`` hides random
-            positions that are constant over time, ``block`` rectangles that are constant over time.
+            positions that are constant over time. ``block`` hides rectangles that are constant over
+            time.
         decoder_depth: number of blocks of the decoder.
         decoder_dim: width of the decoder. null means half of the encoder's width.
         decoder_positions: positions in the decoder: ``sinusoidal``, as in VideoMAE, or ``rotary``,
@@ -79,10 +81,11 @@ class NeuralPredictionConfig:
     Args:
         regularisation: weights of the readouts' penalties by name, such as ``feature_l1`` or
             ``spread``. Penalties without a weight are not used.
-        spread_start: initial factor of the widths of the readouts' Gaussians. Above 1, gradients of
-            positions depend on a larger part of the map.
+        spread_start: initial factor of the widths of the readouts' Gaussians. With a factor above
+            1, gradients of the readout positions depend on a larger part of the feature map. Linear
+            baselines have no widths.
         spread_passes: number of forward passes in training (steps × accumulation) over which the
-            factor goes to 1 geometrically. 0 disables the factor. Linear baselines have no widths.
+            factor ``spread_start`` goes to 1 geometrically. 0 disables the factor.
         eps: small number that is added to rates inside the logarithm; must be positive.
     """
 
@@ -103,9 +106,11 @@ class NeuralPredictionConfig:
 class TuningConfig:
     """Settings of the encoder's training and of the length of a run.
 
-    With ``--encoder``, adapter, modulator and frame stream are new and are always trained. With
-    ``--core_from`` they are already fitted, like the encoder. Then ``frozen``, ``readout_first``
-    and ``encoder_share`` apply to them as well, and ``frozen`` trains only readouts.
+    Besides the encoder, a core may have an adapter (resampling of the stimulus), a modulator
+    (influence of behaviour) and a frame stream (convolution at full frame rate). With ``--encoder``
+    these modules are new and are always trained. With ``--core_from`` they are already fitted, like
+    the encoder. Then ``frozen``, ``readout_first`` and ``encoder_share`` apply to them as well, and
+    ``frozen`` trains only readouts.
 
     Args:
         mode: ``full`` trains everything. ``frozen`` does not train the encoder and keeps it in eval
@@ -114,23 +119,24 @@ class TuningConfig:
             parts of it in eval mode.
         readout_steps: number of steps of ``readout_first`` with a frozen encoder. After them the
             encoder's learning rate is warmed up.
-        last_blocks: number of blocks that ``last_blocks`` trains, with the norms after them. In
-            Model 2, temporal blocks follow spatial blocks. If it is the number of all blocks, only
-            the embedding is frozen: tubelets, positions, class token and registers before the first
-            block.
-        encoder_share: factor of the encoder's learning rate, in addition to layer_decay.
+        last_blocks: number of blocks that the mode ``last_blocks`` trains, with the norms after
+            them. In Model 2, temporal blocks follow spatial blocks. The number of all blocks
+            freezes only the embedding: tubelets, positions, class token and registers before the
+            first block.
+        encoder_share: factor of the encoder's learning rate, in addition to the layer-wise factors
+            of training.optimizer.layer_decay.
         held_out_steps: number of steps at the end in which readouts of held-out neurons
             (data.held_out_neurons) are fitted on the training trials. All other parts are frozen.
             The warm-up takes at most a tenth of these steps.
-        patience: number of evaluations (evaluation.every) on the validation trials without a better
-            score after which the run ends early. Its result is the best model. null trains all
-            steps. The score is that of evaluation.keep_best. In ``readout_first``, evaluations with
-            a frozen encoder do not count. The schedule of the learning rate is always that of
-            training.steps.
-        feature_cache: host memory in each process, in gigabytes, to cache features of frozen parts,
-            so that repeated windows are computed once. 0 disables the cache. It is useful if
-            data.window is at least as long as the trials, since shorter windows start at random
-            frames.
+        patience: the run ends early after this number of evaluations (evaluation.every) on the
+            validation trials without a better score. The result of the run is then the best model.
+            null trains all steps. The score is the one by which evaluation.keep_best selects the
+            best model. In ``readout_first``, evaluations with a frozen encoder do not count. The
+            schedule of the learning rate always spans training.steps.
+        feature_cache: host memory in each process, in gigabytes, to cache features of frozen
+            modules, so that repeated windows are computed once. 0 disables the cache. The cache is
+            useful if data.window is at least as long as the trials, since shorter windows start at
+            random frames.
     """
 
     mode: TuningMode = "full"

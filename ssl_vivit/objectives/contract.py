@@ -16,9 +16,9 @@ class Step(NamedTuple):
 
     Attributes:
         loss: differentiable scalar to be minimised.
-        metrics: name → detached scalar. The training loop averages metrics over processes and logs
-            them as ``train/<name>`` every ``training.log_every`` steps. The names must be equal in
-            all processes and micro-batches of a step.
+        metrics: detached scalars by name. The training loop averages metrics over processes and
+            logs them as ``train/<name>`` every ``training.log_every`` steps. All processes and
+            micro-batches of a step must have metrics of the same names.
     """
 
     loss: Tensor
@@ -56,7 +56,8 @@ class Objective(nn.Module):
 
         Args:
             directory: directory to write; its parent exists.
-            training: facts for the model card, such as data, steps and versions.
+            training: entries of the model card about the training run, such as its data, its number
+                of steps, and versions of packages.
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not define export(directory, training=…)"
@@ -72,18 +73,23 @@ class Objective(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay.
 
-        The set may omit vectors, and parameters that ``no_weight_decay`` of a submodule returns.
+        Parameters with fewer than two dimensions, and those that ``no_weight_decay`` of a submodule
+        returns, have no weight decay even if they are missing here.
         """
         return set()
 
     def learning_rate_shares(self) -> dict[str, float]:
-        """Return parameter name → factor of its learning rate; other parameters have factor 1."""
+        """Return factors of the learning rate by parameter name.
+
+        Parameters that are missing here have factor 1.
+        """
         return {}
 
     def first_steps(self) -> dict[str, int]:
-        """Return parameter name → step at which its training starts; others start at step 0.
+        """Return the optimisation step at which training of a parameter starts, by parameter name.
 
-        The learning rate of the parameter is warmed up from this step.
+        From this step on, the learning rate of the parameter is warmed up. Parameters that are
+        missing here are trained from step 0.
         """
         return {}
 

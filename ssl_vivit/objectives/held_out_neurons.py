@@ -27,7 +27,8 @@ class HeldOutNeurons(NeuralPrediction):
         model: a trained model, which becomes part of this objective.
         config: settings of the loss. Of the penalties only ``feature_l1`` is used, for the held-out
             neurons.
-        facts: ``SessionFacts`` of each session, with the held-out units.
+        facts: ``SessionFacts`` of each session, which name the held-out neurons
+            (``held_out_units``).
 
     Raises:
         ValueError: if no session has held-out neurons.

@@ -52,8 +52,8 @@ class Reconstruction(NamedTuple):
         predicted: (b, c, T, H, W) clips with hidden tubelets replaced by predictions.
         hidden: (b, t, h, w) mask, True for hidden tubelets.
         frames: indices of the T frames in the clip.
-        rescaled: whether predictions have been rescaled by the mean and spread of the hidden
-            pixels.
+        rescaled: whether predictions have been rescaled by mean and standard deviation of the true
+            pixels of the hidden tubelet.
     """
 
     video: Tensor
@@ -124,15 +124,16 @@ class MaskedTubelets(Objective):
         """Compute the loss of a batch: mean squared error over the pixels of hidden tubelets.
 
         Args:
-            batch: dictionary with ``clips`` (b, views, C, T, H, W), normalised floats. A mask is
-                drawn for each view: from the names in ``draw`` if there are any, as in loaders'
-                batches, else from torch's generator. If the batch has ``mask``, a
-                :class:`TubeletMask` of b · views clips, that is used instead.
+            batch: dictionary with ``clips`` (b, views, C, T, H, W), normalised floats. ``mask`` is
+                an optional :class:`TubeletMask` of the b · views clips. Without it, a mask is drawn
+                for each clip. Loaders add ``draw``, a tuple of names for each of the b samples, and
+                these names then seed the masks. Without ``draw``, torch's generator draws them.
 
         Returns:
-            Loss and metrics. The metrics are the effective rank and the standard deviation over
-            clips of the visible tokens' mean, which fall if the encoder collapses, and
-            ``pooled_distance``. If ``logs_step`` is false, there are no metrics.
+            Loss and metrics. ``effective_rank`` and ``feature_std`` (standard deviation over clips)
+            are computed from the mean visible token of each clip, and fall if the encoder
+            collapses. ``pooled_distance`` is the mean of :meth:`pooled_distance`. If ``logs_step``
+            is false, there are no metrics.
         """
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
         if "mask" in batch:
@@ -180,7 +181,8 @@ class MaskedTubelets(Objective):
         Args:
             video: the clips.
             generator: random generator on the CPU. None means torch's global generator.
-            names: names from which each clip's mask is drawn, instead of a generator.
+            names: for each clip a tuple of names that seeds its mask. ``generator`` is then not
+                used.
         """
         grid = self._grid(video)
         count = mask_numbers(self.config.mask, grid)
@@ -196,7 +198,9 @@ class MaskedTubelets(Objective):
     ) -> tuple[Float[Tensor, "b m p"], EncoderOutput]:
         """Return predictions of the hidden tubelets, and the output of the encoder.
 
-        Predictions are in the order of :meth:`TubeletMask.tokens`.
+        Predictions have shape (b, m, p) for m hidden tubelets of a clip, each with p values (all
+        pixels and channels of a tubelet). They are ordered by time step, and by spatial position
+        within a time step.
         """
         out = self.encoder(video, **mask.for_encoder)
         return self.decoder(out.tokens, mask, out.grid), out
@@ -205,7 +209,10 @@ class MaskedTubelets(Objective):
     def targets(
         self, video: Float[Tensor, "b c T H W"], mask: TubeletMask
     ) -> Float[Tensor, "b m p"]:
-        """Return the targets of the hidden tubelets, in the order of :meth:`predict`."""
+        """Return the true values of the hidden tubelets (b, m, p), in the order of :meth:`predict`.
+
+        They are pixels, normalised within each tubelet and channel if ``normalize_targets`` is set.
+        """
         return self._targets(video, mask.tokens(self._grid(video))[1])
 
     def _targets(
@@ -225,13 +232,13 @@ class MaskedTubelets(Objective):
     ) -> Reconstruction:
         """Reconstruct clips by replacing hidden tubelets by the decoder's predictions.
 
-        Normalised predictions are rescaled by the mean and spread of the hidden tubelet, as in
-        VideoMAE's figures. Only the structure of hidden tubelets is then predicted, not their mean
-        colour.
+        Normalised predictions are rescaled by the mean and standard deviation of the true pixels of
+        the hidden tubelet, as in VideoMAE's figures. Only the structure of hidden tubelets is then
+        predicted, not their mean colour.
 
         Args:
             video: normalised clips.
-            mask: the masks. None draws them.
+            mask: the masks. None draws random masks.
         """
         mask = self.draw_mask(video) if mask is None else mask
         pixels = self._pixels(video)
@@ -262,15 +269,15 @@ class MaskedTubelets(Objective):
 
         Args:
             batch: see :meth:`forward`.
-            seed: seed of the masks. None draws them from the names in ``draw``, so that the mask of
-                a clip does not depend on other clips of the batch.
+            seed: seed of the masks. None seeds each mask by the names in the batch's ``draw``, so
+                that the mask of a clip does not depend on other clips of the batch.
 
         Returns:
             Mean squared errors over the hidden tubelets of each clip, on the scale of the targets.
-            ``error`` is of the predictions; ``copy_error`` of copies of the nearest visible
-            tubelet; ``interpolation_error`` of the mean of the eight nearest visible tubelets,
-            weighted by inverse squared distance (Shepard 1968); ``mean_error`` of the mean colour
-            of the hidden tubelet, which no model can see.
+            ``error`` is the error of the predictions. ``copy_error`` is that of copies of the
+            nearest visible tubelet. ``interpolation_error`` is that of the mean of the eight
+            nearest visible tubelets, weighted by inverse squared distance (Shepard 1968).
+            ``mean_error`` is that of the mean colour of the hidden tubelet, which no model can see.
         """
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
         if seed is None:
@@ -299,7 +306,11 @@ class MaskedTubelets(Objective):
 
     @torch.no_grad()
     def features(self, batch: dict[str, Any]) -> Float[Tensor, "b views d"]:
-        """Return the encoder's ``pooled`` of complete clips, for any number of views."""
+        """Return the encoder's pooled vectors (b, views, d) of complete clips, without masks.
+
+        Args:
+            batch: dictionary with ``clips`` (b, views, C, T, H, W), for any number of views.
+        """
         views = batch["clips"].shape[1]
         video = rearrange(batch["clips"], "b views c T H W -> (b views) c T H W")
         pooled = self.encoder(video, tokens=False).pooled
@@ -359,7 +370,12 @@ def check_masks(config: MaskedTubeletsConfig, architecture: ViViTConfig) -> None
 def _pixels_at(
     pixels: Float[Tensor, "b t n c p"], index: Int[Tensor, "b m"]
 ) -> Float[Tensor, "b m c p"]:
-    """Return the pixels of the tubelets with these indices among all t·n tubelets."""
+    """Return the pixels (b, m, c, p) of m selected tubelets of each clip.
+
+    Args:
+        pixels: pixels of all tubelets (b, t, n, c, p), for t time steps with n tubelets each.
+        index: indices (b, m) of the selected tubelets among the t·n tubelets of the clip.
+    """
     flat = rearrange(pixels, "b t n c p -> b (t n) c p")
     return flat.gather(1, index[..., None, None].expand(-1, -1, *flat.shape[2:]))
 

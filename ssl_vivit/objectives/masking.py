@@ -22,13 +22,16 @@ _BLOCKS = 64
 
 
 class TubeletMask(NamedTuple):
-    """Indices of visible and hidden tubelets, in ascending order.
+    """Indices of the visible and hidden tubelets of b clips, in ascending order.
 
     Attributes:
-        visible: visible spatial positions, (b, v) for all time steps or (b, t, v) for each. If
-            ``by_token`` is true, (b, k) visible tokens among all t·h·w.
-        hidden: all other positions or tokens, (b, m) or (b, t, m).
-        by_token: whether indices number all tokens, for Model 1, and not spatial positions.
+        visible: indices of visible tubelets. Shape (b, v): spatial positions that are visible at
+            all time steps. Shape (b, t, v): visible spatial positions of each time step. If
+            ``by_token`` is true, the shape is (b, k), and the indices are among all t·h·w tubelets
+            of a clip.
+        hidden: indices of all other tubelets, numbered like ``visible``: (b, m) or (b, t, m).
+        by_token: whether tubelets are numbered from 0 to t·h·w − 1 (only for Model 1). Otherwise
+            the h·w spatial positions of a time step are numbered.
     """
 
     visible: Tensor
@@ -46,9 +49,10 @@ class TubeletMask(NamedTuple):
         return TubeletMask(visible, hidden, self.by_token)
 
     def tokens(self, grid: Grid) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b m"]]:
-        """Return visible and hidden tubelets as indices among all t·h·w tubelets.
+        """Return indices of the visible (b, k) and the hidden (b, m) tubelets of each clip.
 
-        Tubelets are ordered by time step; within a time step they have the order of the mask.
+        The t·h·w tubelets of a clip are numbered by time step, then row, then column. Indices are
+        ascending, as those of the mask.
         """
         if self.by_token:
             return self.visible, self.hidden
@@ -60,7 +64,12 @@ class TubeletMask(NamedTuple):
 
 
 def hidden_count(total: int, ratio: float, what: str) -> int:
-    """Return how many of ``total`` positions a ratio hides, rounded down as in VideoMAE.
+    """Return how many positions are hidden, rounded down as in VideoMAE.
+
+    Args:
+        total: number of all positions.
+        ratio: fraction of the positions to hide.
+        what: noun for the positions, for error messages.
 
     Raises:
         ValueError: if no or all positions would be hidden; the message gives the valid ratios.
@@ -99,9 +108,10 @@ def draw_mask(
             (V-JEPA, Bardes et al. 2024, Sec. 3.2). ``random`` hides different random positions at
             each time step.
         grid: grid of the tokens of a clip.
-        ratio: fraction of the h·w positions that are hidden. Their number is rounded down.
-        numbers: :func:`mask_numbers` random numbers for each clip, uniform in [0, 1). The mask of a
-            clip depends only on them.
+        ratio: fraction of the h·w positions that are hidden. The number of hidden positions is
+            rounded down.
+        numbers: random numbers (b, count), uniform in [0, 1); :func:`mask_numbers` gives the count.
+            The mask of a clip depends only on the row of that clip.
 
     Raises:
         ValueError: if the ratio would hide no or all positions.
@@ -129,8 +139,10 @@ def nearest_visible(
         count: number of visible tubelets to find; at most the number of visible tubelets.
 
     Returns:
-        Indices among all t·h·w tubelets, nearest first, and distances of the centres in steps of
-        the grid. At equal distance, tubelets are in the order of their indices.
+        Two arrays (b, m, count) for the m hidden tubelets of each clip, nearest first: indices of
+        visible tubelets among all t·h·w tubelets, and their distances. The distance between
+        neighbours in time, height or width is 1. Tubelets at equal distance are in the order of
+        their indices.
     """
     visible, hidden = mask.tokens(grid)
     axes = [torch.arange(length, device=visible.device, dtype=torch.float) for length in grid]
@@ -149,10 +161,16 @@ def nearest_visible(
 
 
 def _block_rank(grid: Grid, numbers: Float[Tensor, "b numbers"]) -> Float[Tensor, "b n"]:
-    """Rank positions by the first rectangle that contains them, and randomly within a rectangle.
+    """Rank the spatial positions of each clip (b, n); positions of low rank are hidden.
 
-    Hiding the lowest ranks hides whole rectangles one after another and a part of the last one, so
-    that the number of hidden positions is exact.
+    Random rectangles are numbered. A position is ranked by the first rectangle that contains it.
+    Positions of the same rectangle are ranked randomly. Hiding the lowest ranks hides whole
+    rectangles one after another and a part of the last one, so that the number of hidden positions
+    is exact.
+
+    Args:
+        grid: grid of the tokens of a clip.
+        numbers: uniform random numbers, see :func:`draw_mask`.
     """
     numbers, within = numbers.split([3 * _BLOCKS, grid.n], dim=1)
     draw = rearrange(numbers, "b (what blocks) -> what b blocks", what=3)

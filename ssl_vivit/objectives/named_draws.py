@@ -17,12 +17,14 @@ def names_of_views(batch: dict[str, Any], purpose: str) -> list[Names] | None:
     """Return the names that seed a random draw for each view of a batch of clips.
 
     Args:
-        batch: batch with ``clips`` (b, views, …) and optionally ``draw``, the names of each sample.
-        purpose: what the draw is for, such as ``mask``.
+        batch: batch with ``clips`` (b, views, …). Optionally it has ``draw``, a tuple of names for
+            each of the b samples, such as (seed, epoch, key of the sample).
+        purpose: what the random numbers are for, such as ``mask``.
 
     Returns:
-        A tuple (*names of the sample, purpose, view) for each view, in the order of ``b views -> (b
-        views)``. None if the batch has no names.
+        A tuple (*names of the sample, purpose, index of the view) for each of the b · views clips:
+        first all views of the first sample, then those of the next. None if the batch has no
+        ``draw``.
 
     Raises:
         ValueError: if the numbers of samples in ``draw`` and ``clips`` differ.
@@ -39,12 +41,18 @@ def names_of_views(batch: dict[str, Any], purpose: str) -> list[Names] | None:
 
 
 def standard_normal(names: Sequence[Names], *shape: int) -> Tensor:
-    """Return standard normal numbers (b, *shape) on the CPU; row i depends only on ``names[i]``."""
+    """Return standard normal numbers (len(names), *shape) on the CPU.
+
+    ``names[i]`` is a tuple that seeds element i of the first axis.
+    """
     rows = [named_generator(*each).standard_normal(shape, dtype=np.float32) for each in names]
     return torch.from_numpy(np.stack(rows))
 
 
 def uniform(names: Sequence[Names], count: int) -> Float[Tensor, "b count"]:
-    """Return uniform numbers in [0, 1) on the CPU; row i depends only on ``names[i]``."""
+    """Return uniform numbers in [0, 1), shape (len(names), count), on the CPU.
+
+    ``names[i]`` is a tuple that seeds row i.
+    """
     rows = [named_generator(*each).random(count, dtype=np.float32) for each in names]
     return torch.from_numpy(np.stack(rows))

@@ -33,15 +33,15 @@ class NeuralPrediction(Objective):
     """Poisson loss of a model of neurons over known responses, with penalties of its readouts.
 
     The loss is the mean over all known responses of the global batch, independent of their
-    distribution over processes. The penalties of a session are weighted by its fraction of these
-    responses, so the ratio of a session's loss and its penalties does not depend on how sessions
-    are batched.
+    distribution over processes. The penalties of a session are weighted by the session's fraction
+    of these responses. Thus the ratio of a session's loss and its penalties does not depend on how
+    sessions are batched.
 
-    With ``session_shares`` all sessions have equal weight. The loss is then the sum over the
-    sessions of the batch of w times the mean over the session's known responses, and penalties are
-    weighted by w. Let S be the number of sessions, b the number of the batch's B windows that are
-    from this session, and p the session's fraction of an epoch's windows. Then w = b / (B p S). The
-    mean of w over an epoch is 1 / S for any distribution over batches.
+    With ``session_shares`` all sessions have equal weight. The mean loss over the known responses
+    of a session, and its penalties, are multiplied by w, and then summed over the sessions of the
+    batch. The weight is w = b / (B p S): b of the B windows of the batch are from this session, p
+    is the session's fraction of the windows of an epoch, and S is the number of sessions. The mean
+    of w over an epoch is 1 / S for any distribution over batches.
 
     Sessions that are not in a batch get gradients of exactly zero, since DistributedDataParallel
     expects a gradient for every parameter. An optimiser still changes their readouts by momentum
@@ -51,8 +51,8 @@ class NeuralPrediction(Objective):
         model: the model of neurons.
         config: settings. None means the defaults.
         facts: ``SessionFacts`` of each session of the model, for mean responses and export.
-        session_shares: session → its fraction of the training windows, to give sessions equal
-            weight. None gives all known responses equal weight.
+        session_shares: for the name of each session, its fraction of the training windows; gives
+            sessions equal weight. None gives all known responses equal weight.
 
     Raises:
         ValueError: if a setting is out of range, a penalty is unknown, or ``facts`` or
@@ -91,14 +91,14 @@ class NeuralPrediction(Objective):
 
     @property
     def encoder(self) -> nn.Module:
-        """Core of the model, a ViViT or a baseline."""
+        """The model's encoder of video: a ViViT or a baseline."""
         return self.model.encoder
 
     def to_compile(self) -> nn.Module:
-        """Return the model, whose ``compile`` compiles the core and the step of the modulator.
+        """Return the model, whose ``compile`` compiles the encoder and a recurrent modulator.
 
         Raises:
-            NeuralModelError: if other blocks than the encoder's last one are read.
+            NeuralModelError: if readouts use blocks of the encoder other than the last one.
         """
         if self.model.block_reader is not None:
             raise NeuralModelError(
@@ -111,17 +111,17 @@ class NeuralPrediction(Objective):
         """Compute the loss of a batch.
 
         Args:
-            batch: dictionary with ``parts``, a dictionary for each session with ``session``,
-                ``video`` (b, C, T, H, W), ``behaviour`` (b, T, k) or None, ``pupil_centre`` (b, T,
-                2) or None, and ``responses`` (b, T, neurons), NaN if unknown. In training, patch
-                dropout of the encoder and positions of readouts are drawn from the names in the
-                part's ``draw`` if there are any, as in loaders' batches, else from torch's
-                generator.
+            batch: dictionary with ``parts``, a list of one dictionary for each session. It has
+                ``session`` (the name), ``video`` (b, C, T, H, W), ``behaviour`` (b, T, k) or None,
+                ``pupil_centre`` (b, T, 2) or None, and ``responses`` (b, T, neurons), NaN if
+                unknown. Loaders add ``draw``, a tuple of names for each of the b clips. In training
+                these names seed the patch dropout of the encoder and the random readout positions.
+                Without ``draw``, torch's generator is used.
 
         Returns:
             Loss and metrics. The metrics are the Poisson loss, bits per spike relative to each
-            neuron's mean in the training trials (0 if there are no spikes), and the weighted
-            penalties.
+            neuron's mean response in the training trials (0 if there are no spikes), and the
+            weighted penalties.
         """
         parts = batch["parts"]
         if self.training:
@@ -134,10 +134,10 @@ class NeuralPrediction(Objective):
             return step._replace(loss=step.loss + absent)
 
     def begin_step(self, step: int) -> None:
-        """Clamp the positions of Gaussian readouts to the map.
+        """Clamp the positions of Gaussian readouts to [−1, 1], the extent of the feature map.
 
-        Readouts also clamp their positions in the forward pass. With FSDP2 this changes only the
-        gathered copy of the weights, so sharded parameters are clamped here.
+        The forward pass of readouts clamps positions as well. With FSDP2 that changes only the
+        gathered copy of the weights, so the sharded parameters are clamped here.
         """
         with torch.no_grad():
             for readout in self.model.readouts.values():
@@ -146,7 +146,7 @@ class NeuralPrediction(Objective):
                     mean.clamp_(-1, 1)
 
     def export(self, directory: Path, *, training: dict[str, Any]) -> None:
-        """Export the model, with the facts of its sessions, to a directory."""
+        """Export the model, with the ``SessionFacts`` of its sessions, to a directory."""
         from ssl_vivit.neural.checkpoint import save_neural_model
 
         card = {"objective": "Poisson loss on recorded responses", **training}
@@ -177,11 +177,16 @@ class NeuralPrediction(Objective):
         return Step(loss, metrics)
 
     def _counts(self, parts: list[dict[str, Any]], known: list[Tensor]) -> dict[str, Tensor]:
-        """Return the divisor of each session's summed loss.
+        """Return, for each session, the number by which its summed loss is divided.
 
-        Without ``session_shares`` it is the number of known responses of the batch. With
-        ``session_shares`` it is the number of the session's known responses divided by its weight.
-        Numbers are means over processes, since gradients are averaged over processes.
+        Without ``session_shares`` this is the number of known responses in the whole batch. With
+        ``session_shares`` it is the number of the session's known responses, divided by the weight
+        of the session. All numbers are means over processes, since gradients are averaged over
+        processes.
+
+        Args:
+            parts: the batch's data of each session.
+            known: boolean masks (b, T, neurons) of the known responses of each session.
         """
         if self.session_shares is None:
             count = self._over_processes(sum(mask.sum() for mask in known))  # type: ignore[arg-type]
@@ -229,8 +234,8 @@ class NeuralPrediction(Objective):
     def _zero_of_absent_rates(self, parts: list[dict[str, Any]]) -> Tensor | float:
         """Return zero, after calling the core once for each frame rate that is not in the batch.
 
-        If the weights of the core are sharded, all processes must call it equally often; else a
-        process would wait forever.
+        If FSDP2 shards the weights of the core, all processes must call the core equally often;
+        otherwise a process would wait forever.
         """
         if not (self.training and is_sharded(self)):
             return 0.0
@@ -249,7 +254,10 @@ class NeuralPrediction(Objective):
         return getattr(self, f"mean_response_{index}")
 
     def _check_windows(self, parts: list[dict[str, Any]]) -> None:
-        """Raise NeuralModelError for windows shorter than a tubelet, which give no gradient."""
+        """Raise NeuralModelError for windows shorter than one time step of the encoder's tokens.
+
+        Such windows would give no gradient.
+        """
         stride = core_of(self.model.encoder).temporal_stride
         for part in parts:
             frames = part["video"].shape[2]
@@ -301,16 +309,17 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def predict_parts(model: NeuralModel, parts: Sequence[dict[str, Any]]) -> list[Tensor]:
-    """Predict the rates (b, T, neurons) for each part of a batch.
+    """Predict the rates (b, T, neurons) for each session of a batch.
 
-    Parts share one call of the core if their videos have equal sizes and their stimuli are
-    resampled in the same way. If several clips of a part show one movie (``shows``), the movie is
-    encoded once, so these clips share the encoder's dropout. If patches are dropped by the names of
-    clips, each clip is encoded separately.
+    Sessions share one call of the core if their videos have equal sizes and their stimuli are
+    resampled to the encoder's frame rate in the same way. If several clips of a session show one
+    movie, the movie is encoded once, so these clips share the encoder's dropout. If the names of
+    clips seed patch dropout, each clip is encoded separately.
 
     Args:
         model: the model of neurons.
-        parts: parts of a batch, see :meth:`NeuralPrediction.forward`.
+        parts: a dictionary with the data of each session, see :meth:`NeuralPrediction.forward`. Its
+            optional ``shows`` gives, for each clip, the index of the first clip with that movie.
     """
     encoder = model.encoder
     drops_patches = isinstance(encoder, ViViT) and encoder.drops_patches
@@ -337,7 +346,14 @@ def predict_parts(model: NeuralModel, parts: Sequence[dict[str, Any]]) -> list[T
 
 
 def _patch_draw(encoder: nn.Module, parts: Sequence[dict[str, Any]]) -> Float[Tensor, "b n"]:
-    """Return random numbers for the patch dropout of each clip, drawn from its names."""
+    """Return random numbers (b, n) for the patch dropout of b clips with n spatial positions.
+
+    The numbers of a clip are seeded by its names in ``draw``.
+
+    Args:
+        encoder: a ViViT.
+        parts: the batch's data of each session; the clips of all sessions are joined.
+    """
     assert isinstance(encoder, ViViT)
     video = parts[0]["video"]
     names = [(*names, "patches") for part in parts for names in part["draw"]]
@@ -348,7 +364,11 @@ def _patch_draw(encoder: nn.Module, parts: Sequence[dict[str, Any]]) -> Float[Te
 def _position_noise(
     readout: nn.Module, part: dict[str, Any], device: torch.device
 ) -> Float[Tensor, "b neurons 2"] | None:
-    """Return noise for a readout's positions, drawn from each clip's names; None if unused."""
+    """Return standard normal noise (b, neurons, 2) for readout positions; None if unused.
+
+    The noise of a clip is seeded by its names in ``draw``. Noise is unused if there is no ``draw``,
+    or if the readout has no random positions.
+    """
     if "draw" not in part or not (isinstance(readout, GaussianReadout) and readout.draws_positions):
         return None
     names = [(*names, "positions") for names in part["draw"]]
@@ -358,7 +378,14 @@ def _position_noise(
 def _distinct(
     videos: Sequence[tuple[Tensor, list[int] | None]],
 ) -> tuple[Tensor, list[int] | None]:
-    """Return all distinct videos, and the index of each clip's video; None if all are distinct."""
+    """Return each distinct video once, and for each clip the index of its video.
+
+    The second value is None if all videos are distinct.
+
+    Args:
+        videos: for each session, its clips and ``shows`` (for each clip, the index of the first
+            clip with the same movie; None if all movies of the session are distinct).
+    """
     places: list[int] = []
     for video, shows in videos:
         start = len(places)

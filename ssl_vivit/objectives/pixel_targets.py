@@ -17,7 +17,10 @@ _EPSILON = 1e-6
 def tubelet_pixels(
     video: Float[Tensor, "b c T H W"], config: ViViTConfig
 ) -> Float[Tensor, "b t n c pixels"]:
-    """Return the pixels that each token is to predict, ordered by time, row and column.
+    """Return the pixels that each token is to predict, as (b, t, n, c, pixels).
+
+    Tokens are along t time steps and n spatial positions in row-major order. The last axis is
+    ordered by frame, row and column of the tubelet.
 
     If tubelets overlap in time, a token predicts only ``stride`` frames of its tubelet: under
     causal padding the last ones (frames i · stride to (i + 1) · stride − 1), else the first ones.
@@ -40,9 +43,10 @@ def tubelet_pixels(
 
 
 def shown_frames(config: ViViTConfig, frames: int) -> list[int]:
-    """Return the indices of the frames that :func:`tubelet_pixels` returns.
+    """Return the indices of the frames of a clip whose pixels the tokens are to predict.
 
-    :func:`video_of` restores these frames.
+    These are the frames of :func:`tubelet_pixels` and, restored, of :func:`video_of`. Frames that
+    the encoder drops are missing. The first frame is repeated where the encoder pads.
 
     Args:
         config: config of the encoder.
@@ -60,9 +64,14 @@ def shown_frames(config: ViViTConfig, frames: int) -> list[int]:
 def video_of(
     pixels: Float[Tensor, "b t n c pixels"], config: ViViTConfig, height: int
 ) -> Float[Tensor, "b c T H W"]:
-    """Invert :func:`tubelet_pixels`; ``height`` is the number of rows of tokens.
+    """Put tubelets together to clips (b, c, T, H, W); inverse of :func:`tubelet_pixels`.
 
     Repeated pixels at the border are kept.
+
+    Args:
+        pixels: pixels of all tubelets, as :func:`tubelet_pixels` returns them.
+        config: config of the encoder.
+        height: number of rows of the token grid.
     """
     size = config.kernel_stride
     return rearrange(
@@ -73,7 +82,7 @@ def video_of(
 
 
 class PixelScale:
-    """Mean and spread of the pixels of each tubelet and channel.
+    """Mean and standard deviation of the pixels of each tubelet and channel.
 
     Normalised pixels are (x − mean) / (standard deviation + 1e-6), with the unbiased variance, as
     in VideoMAE (Tong et al. 2022, Sec. 4.1). They are 0 for a tubelet of uniform colour.
@@ -87,11 +96,11 @@ class PixelScale:
         self.spread = pixels.var(-1, keepdim=True).sqrt() + _EPSILON
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Normalise pixels to targets."""
+        """Normalise pixels by mean and standard deviation; the result is the decoder's target."""
         return (pixels - self.mean) / self.spread
 
     def restored(self, targets: Tensor) -> Tensor:
-        """Convert targets, or predictions of targets, to pixels."""
+        """Convert normalised pixels, such as predictions, back to pixels in [0, 1]."""
         return targets * self.spread + self.mean
 
 

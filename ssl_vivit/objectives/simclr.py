@@ -74,9 +74,9 @@ class SimCLR(Objective):
         """Compute the loss of a batch.
 
         Args:
-            batch: dictionary with ``clips`` (b, 2, C, T, H, W), normalised floats. Patch dropout is
-                drawn from the names in ``draw`` if there are any, as in loaders' batches, else from
-                torch's generator.
+            batch: dictionary with ``clips`` (b, 2, C, T, H, W), normalised floats. Loaders add
+                ``draw``, a tuple of names for each of the b samples, and these names then seed the
+                patch dropout. Without ``draw``, torch's generator is used.
 
         Returns:
             Loss and metrics. The metrics are top-1 accuracy of the positive among all candidates,
@@ -110,7 +110,7 @@ class SimCLR(Objective):
             return Step(loss, metrics)
 
     def features(self, batch: dict[str, Any]) -> Float[Tensor, "b views d"]:
-        """Return the features before the projection head, for any number of views."""
+        """Return the input of the projection head (b, views, d), for any number of views."""
         clips: Float[Tensor, "b views c T H W"] = batch["clips"]
         video = rearrange(clips, "b views c T H W -> (b views) c T H W")
         patch_draw = None

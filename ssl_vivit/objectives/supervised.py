@@ -56,7 +56,8 @@ class Supervised(Objective):
         """Compute the mean of the targets' losses.
 
         Args:
-            batch: dictionary with ``clips`` (b, views, C, T, H, W) and ``labels``, name → (b, …).
+            batch: dictionary with ``clips`` (b, views, C, T, H, W) and ``labels``, a dictionary
+                from the name of each target to the labels (b, …).
 
         Returns:
             Loss and metrics. The metrics are the losses of the targets, ``loss_<name>``.
@@ -72,7 +73,7 @@ class Supervised(Objective):
         return Step(torch.stack(list(losses.values())).mean(), metrics)
 
     def outputs(self, clips: Float[Tensor, "b views c T H W"]) -> Float[Tensor, "b outputs"]:
-        """Return the outputs of each video, averaged over its clips."""
+        """Return the classifier's outputs for each video (b, outputs), averaged over its clips."""
         video = rearrange(clips, "b views c T H W -> (b views) c T H W")
         return rearrange(self.classifier(video), "(b v) k -> b v k", v=clips.shape[1]).mean(1)
 

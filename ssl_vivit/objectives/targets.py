@@ -39,9 +39,10 @@ def columns(labels: Tensor, target: Target) -> Float[Tensor, "n width"]:
 
 @dataclass(frozen=True)
 class NumberScale:
-    """Mean and standard deviation of training labels of kind ``number``.
+    """Mean and standard deviation of training labels of kind ``number``, by name of the label.
 
-    Losses of numbers are computed on this scale, so that no target dominates.
+    Losses of numbers are computed from standardised labels, so that no label with large values
+    dominates the loss.
     """
 
     mean: dict[str, float]
@@ -49,7 +50,14 @@ class NumberScale:
 
     @classmethod
     def of(cls, labels: Mapping[str, Tensor], targets: tuple[Target, ...]) -> NumberScale:
-        """Compute the scale of labels; the standard deviation of a constant is set to 1."""
+        """Compute mean and standard deviation of the labels of kind ``number``.
+
+        The standard deviation of a constant label is set to 1.
+
+        Args:
+            labels: training labels by name.
+            targets: all targets; those of other kinds are ignored.
+        """
         numbers = {t.name: labels[t.name].double() for t in targets if t.kind == "number"}
         mean = {name: float(values.mean()) for name, values in numbers.items()}
         std = {name: float(values.std(correction=0)) or 1.0 for name, values in numbers.items()}

@@ -21,11 +21,13 @@ from ssl_vivit.objectives.neural_prediction import NeuralPrediction, predict_par
 class TunedNeuralPrediction(NeuralPrediction):
     """:class:`NeuralPrediction` with separate settings for the training of the encoder.
 
-    Adapter, modulator, frame stream and readouts are always trained, unless the core was fitted
-    before. With a fitted core, all parts except readouts are treated like the encoder. Frozen parts
-    have no gradients and stay in eval mode. ``tuning.feature_cache`` caches their features, unless
-    an adapter before them is trained. ``readout_first`` needs two calls of ``fit``: the first with
-    a frozen encoder, the second from its checkpoint with all parts.
+    The other modules are readouts and, optionally, an adapter (resampling of the stimulus), a
+    modulator (influence of behaviour) and a frame stream (convolution at full frame rate). They are
+    always trained, unless the core was fitted before. With a fitted core, all modules except
+    readouts are treated like the encoder. Frozen modules have no gradients and stay in eval mode.
+    ``tuning.feature_cache`` caches the features of frozen modules, unless an adapter before them is
+    trained. ``readout_first`` needs two calls of ``fit``: the first with a frozen encoder, the
+    second from the checkpoint of the first with all modules.
 
     Args:
         model: the model of neurons.
@@ -37,7 +39,8 @@ class TunedNeuralPrediction(NeuralPrediction):
         session_shares: see :class:`NeuralPrediction`.
 
     Raises:
-        NeuralModelError: for ``last_blocks`` if the core is not a ViViT, or reads fewer blocks.
+        NeuralModelError: for ``last_blocks`` if the encoder is not a ViViT, or if readouts use
+            fewer blocks of it.
     """
 
     def __init__(
@@ -77,18 +80,24 @@ class TunedNeuralPrediction(NeuralPrediction):
         return self
 
     def first_steps(self) -> dict[str, int]:
-        """Return the step at which the encoder's parameters start training, by name."""
+        """Return, for each parameter of the encoder or fitted core, the step of its first update.
+
+        Keys are parameter names.
+        """
         return dict.fromkeys(self._tuned_names(), self.tuning.readout_steps)
 
     def learning_rate_shares(self) -> dict[str, float]:
-        """Return the factor of the learning rate of the encoder's parameters, by name."""
+        """Return, for each parameter of the encoder or fitted core, its learning-rate factor.
+
+        Keys are parameter names.
+        """
         return dict.fromkeys(self._tuned_names(), self.tuning.encoder_share)
 
     def no_weight_decay(self) -> set[str]:
-        """Return all parameters of readouts and adapter.
+        """Return the names of all parameters of readouts and adapter.
 
-        Weight decay would move positions to the middle of the screen and shrink widths to 0.
-        Features have penalties of their own.
+        Weight decay would move readout positions to the middle of the screen and shrink the widths
+        of readouts to 0. Feature weights of readouts have penalties of their own.
         """
         return {
             name
@@ -97,11 +106,18 @@ class TunedNeuralPrediction(NeuralPrediction):
         }
 
     def rates(self, parts: Sequence[dict[str, Any]]) -> list[Tensor]:
-        """Predict the rates (b, T, neurons) for each part of a batch."""
+        """Predict the rates (b, T, neurons) for each session of a batch.
+
+        Args:
+            parts: the batch's data of each session, see :meth:`NeuralPrediction.forward`.
+        """
         return predict_parts(self.model, parts)
 
     def _tuned_parts(self) -> list[tuple[str, nn.Module]]:
-        """Return the parts to which ``tuning`` applies: the encoder, or the whole fitted core."""
+        """Return the names and modules to which ``tuning`` applies.
+
+        These are the encoder, or all modules except readouts if the core was fitted before.
+        """
         return [
             (name, part)
             for name, part in self.model.named_children()
@@ -117,10 +133,12 @@ class TunedNeuralPrediction(NeuralPrediction):
 
 
 def freeze_before_last_blocks(encoder: nn.Module, count: int) -> None:
-    """Freeze all parts of a ViViT before its last ``count`` blocks, in the order of layer decay.
+    """Freeze all parameters of a ViViT before its last ``count`` blocks.
+
+    "Before" refers to the order of layers of layer-wise learning-rate decay.
 
     Args:
-        encoder: a ViViT. Blocks that are frozen already are not counted, since they are not read.
+        encoder: a ViViT. Blocks that are frozen already are not counted: their output is not used.
         count: number of last blocks that stay trainable, with the norms that follow them.
 
     Raises:

@@ -30,7 +30,7 @@ class Recognised(Protocol):
     """Protocol of a loader whose data are identified by their contents instead of their paths."""
 
     def contents(self) -> dict[str, str]:
-        """Return setting → digest of the data that it names, for settings like ``data.shards``."""
+        """Return digests of the data, by the settings that name them, such as ``data.shards``."""
         ...
 
 

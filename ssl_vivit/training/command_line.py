@@ -143,8 +143,8 @@ def with_settings(config: T, settings: Mapping[str, Any], told: str = "") -> T:
 
     Args:
         config: an instance of a dataclass that :func:`parse` reads.
-        settings: dotted name of a setting → its value, as in a YAML file.
-        told: prefix of error messages, put before the name of a setting.
+        settings: new values of settings by dotted name. Values are as in a YAML file.
+        told: text at the start of error messages, before the name of the setting.
 
     Raises:
         ValueError: for an unknown setting or a wrong value.
@@ -173,7 +173,7 @@ def with_settings(config: T, settings: Mapping[str, Any], told: str = "") -> T:
 
 
 def _show_short_forms(parser: ArgumentParser, short: Mapping[str, str]) -> None:
-    """Describe short forms in --help.
+    """Describe short forms of options, such as ``--encoder`` for ``--encoder.path``, in --help.
 
     jsonargparse would otherwise describe the name of a nested dataclass as the path of a config
     file.
@@ -203,7 +203,11 @@ def _of_another_recipe(paths: Sequence[Path], mistake: str) -> str | None:
 
 
 def _require_run_dir(paths: Sequence[Path], loop: TrainingConfig) -> None:
-    """Exit if a run is to be continued only from its config.yaml, which lacks ``run_dir``."""
+    """Exit with an error if ``--resume auto`` cannot know which run to continue.
+
+    This happens if ``--config`` names the config.yaml of a run. That file does not contain the
+    run's directory, so ``--run_dir`` must be given as well.
+    """
     runs = [
         p.parent for p in paths if p.name == "config.yaml" and (p.parent / "checkpoints").is_dir()
     ]
@@ -259,7 +263,11 @@ def _config_path(name: str, preset: Path | None) -> Path:
 
 
 def _recipes_of(preset: Path) -> str:
-    """Return the scripts of the recipes whose names contain the first word of a preset's name."""
+    """Return the recipes to which a preset belongs, such as ``recipes/simclr_clevrer.py``.
+
+    The file names of these recipes contain the first word of the preset's name, such as ``simclr``
+    of ``simclr_vivit_small``.
+    """
     folder, family = preset.parent.parent, preset.stem.partition("_")[0]
     scripts = sorted(p for p in folder.glob("*.py") if family in p.stem.split("_"))
     return " and ".join(f"{folder.name}/{p.name}" for p in scripts) or "another recipe"
@@ -268,11 +276,16 @@ def _recipes_of(preset: Path) -> str:
 def _lists(
     types: Mapping[str, Any], arguments: Sequence[str]
 ) -> tuple[list[str], list[str], list[str]]:
-    """Find the options that take several words.
+    """Find the options that may be followed by several words.
+
+    Args:
+        types: type of each setting by dotted name.
+        arguments: arguments of the command line.
 
     Returns:
-        The options that are lists; the arguments that are dictionary entries; the lists whose value
-        may also be a single word.
+        Three lists of options. The first has the options of list settings. The second has those
+        among the arguments that set an entry of a dictionary setting, ``--a.dictionary.key``. The
+        third has the options of list settings that may also be a single value instead of a list.
     """
     kinds = {f"--{key}": _kinds(hint) for key, hint in types.items()}
     inside = tuple(f"{option}." for option, found in kinds.items() if dict in found)
@@ -355,8 +368,9 @@ def with_lists(
     Args:
         arguments: arguments of the command line.
         options: names of the options that take lists.
-        or_one: names of list options that also take a single value; a single word is not changed.
-        joined: function that writes several words as one list.
+        or_one: names of those options that also take a single value. A single word after them is
+            not changed.
+        joined: function that writes a list of words as one text.
     """
     words: list[str] = []
     taken: list[str] | None = None
@@ -416,7 +430,7 @@ def _say(line: str) -> None:
 
 
 def _types(config_class: Any, prefix: str = "") -> dict[str, Any]:
-    """Return dotted name → type for each setting of a config dataclass."""
+    """Return the type of each setting of a config dataclass, by dotted name of the setting."""
     types: dict[str, Any] = {}
     for name, hint in get_type_hints(config_class).items():
         if is_dataclass(hint):
@@ -427,7 +441,10 @@ def _types(config_class: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _kinds(hint: Any) -> set[Any]:
-    """Return the plain types of a type hint: {list, str} for ``list[str] | str``."""
+    """Return the types of a union without their arguments: {list, str} for ``list[str] | str``.
+
+    The result for a type that is not a union contains only that type.
+    """
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return {get_origin(part) or part for part in parts}
 

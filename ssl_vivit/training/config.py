@@ -48,7 +48,7 @@ class OptimConfig:
         """Check that all values are in their range.
 
         Raises:
-            ValueError: if one is not; the message names the setting and its range.
+            ValueError: if a value is out of range; the message names the setting and its range.
         """
         group = "training.optimizer."
         check_least(self, group, warmup_steps=0, learning_rate=0, weight_decay=0)
@@ -117,7 +117,7 @@ class TrainingConfig:
         """Check that all values are in their range.
 
         Raises:
-            ValueError: if one is not; the message names the setting and its range.
+            ValueError: if a value is out of range; the message names the setting and its range.
         """
         check_least(self, "training.", steps=1, total_batch_size=1, accumulation=1)
         check_least(self, "training.", checkpoint_every=1, log_every=1, keep_checkpoints=0, seed=0)

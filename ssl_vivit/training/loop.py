@@ -104,7 +104,7 @@ def fit(
             ``config.steps``.
         run_config: the recipe's full resolved config, saved as config.yaml; None saves ``config``.
         periodic: jobs that run at intervals, such as probes.
-        card: facts for the model card of the exported encoder.
+        card: entries to add to the model card of the exported model, such as the data.
 
     Raises:
         RunError: if the run cannot start or go on; the message says what is wrong and what to do.
@@ -369,9 +369,10 @@ class _Run:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _fetch(self) -> tuple[list[dict[str, Any]], str | None]:
-        """Return a step's micro-batches and None, or no micro-batches and an error message.
+        """Return a step's micro-batches and None, or an empty list and an error message.
 
-        The error arose from the data, or from the checkpoint that this process is writing.
+        The error arose from the data, or from the checkpoint that this process is writing. If a
+        signal ended the wait for data, the list is empty and there is no error message.
         """
         try:
             self.checkpoints.raise_failure()
@@ -384,11 +385,14 @@ class _Run:
             return [], str(error)
 
     def _read_record(self, lag: int, failure: str | None = None) -> None:
-        """Read and log the oldest pending metrics, averaged over all processes.
+        """Read and log the metrics of the oldest step whose metrics have not been logged yet.
+
+        The metrics are averaged over all processes. Processes also share signals and errors here.
 
         Args:
-            lag: number of newest records that are left pending.
-            failure: error of this process, if any.
+            lag: number of newest steps whose metrics are not read yet, since the GPU may still be
+                computing them.
+            failure: message of this process's error, or None.
 
         Raises:
             RunError: on all processes, if one of them has a failure or the loss or gradient norm is

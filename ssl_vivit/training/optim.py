@@ -101,17 +101,18 @@ def parameter_groups(
     """Group trainable parameters by weight decay, learning-rate factor and first training step.
 
     Vectors and scalars (biases, norms) have no weight decay, and neither have the parameters named
-    by ``no_weight_decay()`` of the objective or of its parts. If ``layer_decay`` is below 1, the
-    parameters of the first part that is :class:`Layered` get timm's layer-wise factors; all other
-    parameters, such as the head, get 1. Factors are multiplied by the objective's
-    ``learning_rate_shares()``, which maps names of parameters to factors. The first step is that
-    of the objective's ``first_steps()``: parameters are not updated before it.
+    by ``no_weight_decay()`` of the objective or of its submodules. If ``layer_decay`` is below 1,
+    the parameters of the first submodule that is :class:`Layered` get timm's layer-wise factors.
+    All other parameters, such as the head, have factor 1. These factors are multiplied by those of
+    the objective's ``learning_rate_shares()``. The objective's ``first_steps()`` gives the
+    step before which a parameter is not updated.
 
     Returns:
-        Parameter groups with ``weight_decay``, ``lr_scale`` and ``first_step``.
+        Parameter groups with ``weight_decay``, ``lr_scale`` (the learning-rate factor) and
+        ``first_step``.
 
     Raises:
-        RunError: if ``layer_decay`` is below 1 and no part is :class:`Layered`.
+        RunError: if ``layer_decay`` is below 1 and no submodule is :class:`Layered`.
     """
     exempt = {
         _join(prefix, name)

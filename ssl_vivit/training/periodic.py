@@ -60,7 +60,7 @@ class Periodic:
 
     Args:
         every: steps between calls.
-        run: the job; it returns metrics, name → value, to be logged, or None.
+        run: the job. It returns a dictionary of metrics to be logged by name, or None.
         at_start: also run before the first step of a new run.
         at_end: also run after the last step.
         on_bar: names of metrics to show on the progress bar.

@@ -105,10 +105,11 @@ class Host:
         ]
 
     def gather_rows(self, own: Tensor) -> list[Tensor]:
-        """Return the rows of all processes, in order of rank.
+        """Return the tensors of all processes, in order of rank.
 
         Args:
-            own: CPU tensor (rows, …). Only the number of rows may differ between processes.
+            own: CPU tensor of this process. Only the length of the first axis may differ between
+                processes.
         """
         if self._group is None:
             return [own]
@@ -174,8 +175,9 @@ def join_processes() -> PartialState:
     """Join the processes that the launcher started.
 
     ``fit`` does this itself. Call the function to exchange data between processes before ``fit``.
-    Accelerate keeps the settings of its first call, and joins processes on CPUs only with
-    ``cpu=True``. After ``PartialState()`` without it, the processes could not be joined any more.
+    Do not create accelerate's ``PartialState()`` instead: it joins processes on CPUs only with
+    ``cpu=True``, and keeps the settings of its first call, so the processes could not be joined any
+    more.
 
     Raises:
         RunError: if an ``Accelerator`` was made before that did not join the processes.
@@ -320,7 +322,10 @@ def synchronise_norms(objective: Objective, host: Host, accelerator: Accelerator
 
 
 def name_blocks(objective: nn.Module) -> None:
-    """Tell FSDP to shard the blocks that parts of the objective declare (``_no_split_modules``)."""
+    """Tell FSDP which transformer blocks to shard, each as one unit.
+
+    Submodules of the objective name the classes of their blocks in ``_no_split_modules``.
+    """
     names = {type(part).__name__ for part in _blocks(objective)}
     objective._no_split_modules = sorted(names)  # type: ignore[assignment]
 

@@ -34,7 +34,13 @@ def capture() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """Restore the states that :func:`capture` returned; ``values`` may have been saved as JSON."""
+    """Restore the states of torch's, Python's and NumPy's random generators.
+
+    Args:
+        tensors: torch's states, as :func:`capture` returned them.
+        values: Python's and NumPy's states, as :func:`capture` returned them, or after saving and
+            loading them as JSON.
+    """
     torch.set_rng_state(tensors["torch"])
     if torch.cuda.is_available() and "cuda" in tensors:
         torch.cuda.set_rng_state(tensors["cuda"])

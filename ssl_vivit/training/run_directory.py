@@ -264,7 +264,10 @@ def _named_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
 
 
 def _weights_contents(run_config: dict[str, Any]) -> dict[str, str]:
-    """Return setting → digest of the files, for a local encoder or core that training starts from."""
+    """Return digests of the weights that training starts from, if they are local files.
+
+    Keys are the settings that name the weights: the path of the encoder, or of the fitted core.
+    """
     found = {}
     settings = _flat(run_config)
     for setting in (ENCODER, CORE):
@@ -303,7 +306,12 @@ def _same_settings(
 ) -> None:
     """Raise RunError if settings differ from those of the run that is continued.
 
-    Settings in ``unknown`` are compared only by the digests in ``contents``.
+    Args:
+        continued: directory of the run that is continued.
+        run_config: the recipe's full resolved config.
+        contents: digests of data and weights, by the settings that name them. For these settings
+            only the digests must be equal.
+        unknown: settings that are not compared if they have no digest in ``contents``.
     """
     path = continued / "config.yaml"
     if not path.exists():

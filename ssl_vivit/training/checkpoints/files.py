@@ -54,7 +54,8 @@ def write_checkpoint(
         step: number of finished steps.
         training: weights and optimiser state.
         state: content of state.json, without the step.
-        generators: for each process ``{"tensors": {name: bytes as ints}, "values": JSON}``.
+        generators: states of the random generators, a dictionary for each process:
+            ``{"tensors": {name: bytes as ints}, "values": JSON}``.
         export: function that exports the model to a directory.
         export_name: name of this directory.
 
@@ -111,8 +112,12 @@ def read_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
 def read_generators(path: Path, rank: int) -> dict[str, Any]:
     """Return the state of the random generators of one process.
 
+    Args:
+        path: the checkpoint.
+        rank: rank of the process.
+
     Returns:
-        An item of ``generators`` of :func:`write_checkpoint`.
+        A dictionary ``{"tensors": {name: bytes as ints}, "values": JSON}``.
 
     Raises:
         RunError: if a file cannot be read.
@@ -127,7 +132,7 @@ def read_generators(path: Path, rank: int) -> dict[str, Any]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turn an error of reading in the block into a RunError that names the checkpoint."""
+    """Context manager that turns errors of reading a checkpoint into RunErrors that name it."""
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -152,7 +157,7 @@ def step_of(path: Path) -> int:
 
 
 def fault(path: Path) -> str | None:
-    """Return the reason why a checkpoint directory is not complete; None if it is."""
+    """Return the reason why a checkpoint directory is incomplete; None if it is complete."""
     try:
         manifest = read_json_text(read_whole(path / MANIFEST))
         files = {
@@ -176,7 +181,12 @@ def fault(path: Path) -> str | None:
 
 
 def _misfit(path: Path, files: Collection[str]) -> str | None:
-    """Return how state.json contradicts the checkpoint's name or files; None if it does not."""
+    """Return how state.json contradicts the checkpoint's name or files; None if it fits them.
+
+    Args:
+        path: the checkpoint.
+        files: names of the files in the manifest.
+    """
     try:
         state = _read_object(path / STATE)
         step, world_size = state["step"], state["world_size"]
@@ -221,10 +231,12 @@ def newest_whole(parent: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def prune(newest: Path, keep: int) -> None:
-    """Remove the checkpoints up to ``newest``, except the last ``keep`` (0 keeps all).
+    """Remove old checkpoints of a run.
 
-    Checkpoints after ``newest`` are damaged and do not count, since a damaged checkpoint must not
-    replace a complete one.
+    Args:
+        newest: the newest complete checkpoint. Later ones are damaged: they are neither removed nor
+            counted, since a damaged checkpoint must not take the place of a complete one.
+        keep: number of checkpoints to keep, ``newest`` and those before it; 0 keeps all.
     """
     upto = [path for path in _checkpoints(newest.parent) if step_of(path) <= step_of(newest)]
     for path in upto[:-keep] if keep else []:

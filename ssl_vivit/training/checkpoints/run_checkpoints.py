@@ -45,13 +45,13 @@ class RunCheckpoints:
     Args:
         run_dir: the run's directory.
         config: settings of training.
-        card: facts for the model card of exported encoders.
+        card: entries that the caller adds to the model card of exports, such as the data.
         model: the wrapped objective.
         optimizer: its wrapped optimiser.
         exporter: copy of the objective by :func:`copy_on_host`, which exports the saved weights;
             used on the main process.
         accelerator: the run's Accelerator.
-        host: the processes.
+        host: exchanges values between the processes.
         newest: checkpoint that the run continues from, or None.
 
     Attributes:

@@ -16,10 +16,12 @@ class TrainingState(NamedTuple):
     """Everything that optimisation steps change.
 
     Attributes:
-        model: parameter or buffer name → tensor.
-        optimizer: ``<parameter>/<key>`` → tensor.
-        groups: JSON object. ``groups`` has the optimiser's groups with their settings and parameter
-            names; ``state`` has the optimiser states that are no tensors.
+        model: parameters and buffers of the model by name.
+        optimizer: tensors of the optimiser's state. The keys are ``<parameter name>/<key of the
+            state>``, such as ``head.weight/exp_avg``.
+        groups: JSON object with two entries. ``groups`` lists the optimiser's parameter groups with
+            their settings and parameter names. ``state`` has the optimiser states that are no
+            tensors.
     """
 
     model: dict[str, Tensor]
@@ -64,7 +66,8 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
     """Collect the weights on the main process. All processes must call this.
 
     Returns:
-        Parameter or buffer name → tensor. Without sharding these are the tensors of the model.
+        Parameters and buffers by name. Without sharding these are the tensors of the model itself,
+        not copies.
     """
     from torch.distributed.checkpoint import state_dict
 
@@ -99,8 +102,8 @@ def _full(model: nn.Module) -> Any:
 def scatter_state(model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
     """Load a full state into model and optimiser. Every process must have a copy of the state.
 
-    Settings of the groups, such as weight decay, stay those of ``optimizer``. Parameters that were
-    not trained when the state was gathered may be trained now.
+    Settings of parameter groups, such as weight decay, stay as they are in ``optimizer``.
+    Parameters that were not trained when the state was gathered may be trained now.
 
     Raises:
         RunError: if the state is of another model, or of parameters that are not trained now.

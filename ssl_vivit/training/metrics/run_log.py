@@ -27,7 +27,7 @@ class RunLog:
         run_config: the recipe's full resolved config, shown by the tracker.
         first_step: step that the run starts or continues from.
         accelerator: the run's Accelerator.
-        host: the processes.
+        host: exchanges values between the processes.
 
     Attributes:
         metrics: the last logged value of each metric.
@@ -80,9 +80,9 @@ class RunLog:
         """Advance the progress bar by a finished step, and log the step's metrics if they are due.
 
         Args:
-            record: the step.
+            record: number, learning rate and number of clips of the step.
             loss: loss, averaged over micro-batches and processes.
-            norm: gradient norm.
+            norm: total norm of the gradients.
             metrics: the objective's metrics, averaged over processes.
         """
         self.throughput.add(record.clips * self._world_size)
@@ -107,13 +107,18 @@ class RunLog:
         self.log(record.step, values)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Log metrics of a step, name → value."""
+        """Log metrics of a step.
+
+        Args:
+            step: number of the step, from 1; 0 for metrics before the first step.
+            values: values of the metrics by name.
+        """
         self.metrics |= values
         if self._tracking is not None:
             self._tracking.log(step, values)
 
     def show(self, **values: str) -> None:
-        """Show values on the progress bar, beside the ones shown before."""
+        """Show values on the progress bar, in addition to values from earlier calls."""
         self._on_bar |= values
         self.progress.set_postfix(self._on_bar, refresh=False)
 

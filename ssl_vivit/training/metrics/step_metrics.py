@@ -69,7 +69,11 @@ class StepMetrics:
         return self._values
 
     def split(self, values: list[float]) -> tuple[list[float], float, dict[str, float]]:
-        """Split the list of :meth:`read` into losses, gradient norm and metrics by name."""
+        """Split a list ordered like ``numbers`` into losses, gradient norm and metrics by name.
+
+        Args:
+            values: the list that :meth:`read` returned, or its mean over processes.
+        """
         count = len(self.keys)
         metrics = dict(zip(self.names, values[count + 1 :], strict=True))
         return values[:count], values[count], metrics

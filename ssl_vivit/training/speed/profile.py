@@ -24,13 +24,15 @@ PHASES = (
 
 
 class PhaseTimes:
-    """Adds up the time of each phase; the time of an inner phase does not count for the outer.
+    """Adds up the time of each phase of training steps, such as forward, backward or logging.
+
+    On the host, the time of a phase inside another phase does not count for the outer phase.
 
     Args:
-        device: device of training; on a GPU the time of its stream is measured as well.
+        device: device of training. On a GPU, times of the GPU's stream are measured as well.
 
     Attributes:
-        host: phase → seconds on the host.
+        host: seconds on the host, by name of the phase.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,7 +43,7 @@ class PhaseTimes:
 
     @contextmanager
     def measured(self, name: str) -> Iterator[None]:
-        """Measure a block as part of a phase."""
+        """Context manager that adds the time of its block to the phase ``name``."""
         begin = self._event()
         start = time.perf_counter()
         self._inside.append(0.0)
@@ -59,7 +61,10 @@ class PhaseTimes:
                 self._events.append((name, begin, end))
 
     def device(self) -> dict[str, float]:
-        """Wait for the GPU and return phase → seconds of its stream; empty on a CPU."""
+        """Wait for the GPU, and return seconds of its stream by name of the phase.
+
+        Here the time of an outer phase includes its inner phases. On a CPU the result is empty.
+        """
         if self._events:
             torch.cuda.synchronize()
         seconds: dict[str, float] = defaultdict(float)
@@ -100,7 +105,11 @@ class StepProfile:
         self._done = 0
 
     def begin_step(self, step: int) -> None:
-        """Begin or end the profile if it is due after ``step`` steps."""
+        """Begin or end the profile if that is due; called before each step of training.
+
+        Args:
+            step: number of steps already done.
+        """
         self._done = step - self._first
         if self._done == self._steps:
             self.end()

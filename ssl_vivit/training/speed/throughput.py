@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Speed(NamedTuple):
-    """Speed of training between two readings.
+    """Speed of training between two calls of :meth:`Throughput.read`.
 
     Attributes:
         clips_per_second: clips trained on per second, without pauses.
@@ -32,7 +32,7 @@ class Throughput:
         self._clips += clips
 
     def read(self) -> Speed:
-        """Return the speed since the last reading."""
+        """Return the speed since the last call of this method, or since the start."""
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
         speed = Speed(self._clips / seconds, min(1.0, self._waited / seconds))

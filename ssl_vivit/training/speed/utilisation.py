@@ -69,7 +69,14 @@ class Utilisation:
         self._per_clip = counter.get_total_flops() / clips
 
     def share(self, clips_per_second: float) -> float | None:
-        """Return the fraction of the peak at one process's clips per second; None if unknown."""
+        """Return the model FLOPs utilisation: FLOP/s as a fraction of the GPU's peak.
+
+        Args:
+            clips_per_second: clips per second of one process, that is, of one GPU.
+
+        Returns:
+            The fraction. None if the peak is unknown or no step has been counted.
+        """
         if self._peak is None or self._per_clip is None:
             return None
         return clips_per_second * self._per_clip / self._peak

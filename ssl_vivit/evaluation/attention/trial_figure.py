@@ -204,8 +204,8 @@ def _reach(lags: Float[np.ndarray, "S S"]) -> int:
 
 
 def _median_peak(lags: Float[np.ndarray, "S S"]) -> float:
-    """Return the largest attention of a time step to a single lag, as a median over time steps.
+    """Return the median, over time steps, of the largest attention of a time step to one lag.
 
-    The median is robust to the first time steps, whose attention is spread over few lags.
+    The median is robust to the first time steps, whose attention is concentrated on few lags.
     """
     return float(np.median(lags.max(1))) or 1.0

@@ -50,7 +50,7 @@ class NeuralComparison:
     unit: Literal["share", "trials"] = "share"
 
     def add(self, tier: str, row: str, share: float, scores: dict[str, float]) -> None:
-        """Add the test scores on a tier of one training run, that is, of one seed."""
+        """Add the test scores of one training run (one seed) on one tier of trials."""
         rows = self.scores.setdefault(tier, {})
         rows.setdefault(row, {}).setdefault(share, []).append(scores)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 def of_points(
     pixel: Int[Tensor, "b n corners"], weight: Float[Tensor, "b t n corners"], area: int
 ) -> tuple[Int[Tensor, " e"], Int[Tensor, " e"], Float[Tensor, "e t"]]:
-    """List the pixels of neurons whose pixels do not change within a clip.
+    """List the pixels that neurons read, for neurons that read fixed places throughout a clip.
 
     Args:
         pixel: index y·w + x of each pixel that a neuron reads in a clip.

@@ -348,7 +348,7 @@ class _Statistics:
         return cls(Moments.of(array), np.fmin.reduce(array), np.fmax.reduce(array))
 
     def merged(self, other: _Statistics) -> _Statistics:
-        """Return the statistics of both sets of trials together."""
+        """Return the statistics of the trials of ``self`` and ``other`` together."""
         moments = Moments.merged([self.moments, other.moments])
         return _Statistics(moments, np.fmin(self.low, other.low), np.fmax(self.high, other.high))
 

@@ -50,8 +50,8 @@ class ComparisonRecipe(NeuralRecipe):
             block numbers (negative ones count from the end) or ``all``; null makes one row per
             encoder.
         cores_from: runs or exported models of neurons whose cores are used, one row each.
-        shares: fractions of the training and validation trials; with one seed a larger fraction
-            includes all trials of a smaller one.
+        shares: fractions of the training and validation trials; of runs with equal seed, a larger
+            fraction includes all trials of a smaller one.
         trials: numbers of training trials of each session, instead of shares.
         seeds: number of runs of each row and fraction. They differ in initial weights, windows,
             dropout and the chosen trials. All rows of one seed have equal trials.
@@ -153,7 +153,7 @@ def check_models(config: ComparisonRecipe, rows: Mapping[str, NeuralRecipe]) -> 
         rows: result of :func:`rows_of`.
 
     Raises:
-        NeuralModelError: if one cannot be read; the message names the first one.
+        NeuralModelError: if an encoder or core cannot be read; the message names the first one.
     """
     # Imported here, since it loads encoders, which --help does not need.
     from ssl_vivit.neural.fitted_core import check_encoder, open_core

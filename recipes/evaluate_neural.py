@@ -126,8 +126,8 @@ class Scored(NamedTuple):
 
     Attributes:
         predictor: the model, a NeuralPredictor.
-        facts: ``SessionFacts`` of each session, by its name.
-        tiers: batches of the trials of each scored tier, by its name.
+        facts: ``SessionFacts`` of each session, by the session's name.
+        tiers: batches of the trials of each scored tier, by the tier's name.
     """
 
     predictor: Any
@@ -216,7 +216,7 @@ def opened(
         config: settings of the evaluation.
 
     Raises:
-        SessionError: if the model was not trained on a session, or if a tier has no responses.
+        SessionError: if a session was not used to train the model, or a tier has no responses.
     """
     from ssl_vivit.evaluation.neurons.scored_tiers import scored_tiers
 
@@ -304,7 +304,7 @@ def score(
 
 
 def model_lines(made: Mapping[str, Any]) -> list[str]:
-    """Return the printed lines about one model."""
+    """Return the lines to print about one model's scores."""
     from ssl_vivit.evaluation.neurons.evaluation import result_table, trial_lines
 
     return [*trial_lines(made), result_table(made)]
@@ -316,7 +316,7 @@ def compared(
     config: EvaluationRecipe,
     folder: Path,
 ) -> list[str]:
-    """Compare two models neuron by neuron, write tables and figures, and return printed lines."""
+    """Compare two models neuron by neuron, write tables and figures, and return lines to print."""
     from ssl_vivit.evaluation.neurons import paired
     from ssl_vivit.evaluation.neurons.result_files import unit_columns, write_csv, write_parquet
 

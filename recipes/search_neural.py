@@ -176,7 +176,7 @@ def check_space(space: Mapping[str, Any], common: NeuralRecipe) -> None:
 def trial_recipe(
     common: NeuralRecipe, study: optuna.Study, trial: Any, config: SearchRecipe, run_dir: Path
 ) -> NeuralRecipe:
-    """Return the recipe of a trial, with its folder as run_dir."""
+    """Return the recipe of a trial, with the trial's folder as run_dir."""
     values = suggested(study, trial, config.space, config.training.seed)
     recipe = training.with_settings(common, values, "space: ")
     folder = run_dir / trial.user_attrs["folder"]
@@ -256,7 +256,7 @@ def conclude(
     run_dir: Path,
     processes: Any,
 ) -> None:
-    """Score the best trial on test trials and held-out neurons; write tables and figures."""
+    """Score the best model on test trials, with the held-out neurons; write tables and figures."""
     from optuna.trial import TrialState
 
     from ssl_vivit.evaluation.neurons.best_model import best_score

@@ -75,7 +75,8 @@ def open_study(
     Args:
         run_dir: directory of the search.
         settings: settings that all trials share.
-        prune: end a trial early if its score is below the median.
+        prune: end a trial early if its score is below the median score of other trials at the same
+            step.
 
     Returns:
         The study and its lock.
@@ -140,7 +141,7 @@ def next_trial(study: optuna.Study, lock: StudyLock, trials: int) -> optuna.Tria
 
 
 def is_left(trial: Any) -> bool:
-    """Return True if a trial that has not ended is not trained by any running process."""
+    """Return True if no running process trains this unfinished trial."""
     process = trial.user_attrs.get(PROCESS)
     return process is None or has_ended(process)
 

@@ -63,7 +63,7 @@ def verify(
 
 
 class _Tar:
-    """The members of a tar: their names by position in the file, read from the tar's headers."""
+    """The names of a tar's members by their byte offset and size, read from the tar's headers."""
 
     def __init__(self, path: str) -> None:
         self._path = path

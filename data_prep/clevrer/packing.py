@@ -170,7 +170,7 @@ def _check_or_save_settings(
     frames: int | None,
     samples_per_shard: int,
 ) -> None:
-    """Save the settings and a digest of the source for the shards with a prefix.
+    """Save settings and source digest of the shards with a prefix, or compare with saved ones.
 
     Raises:
         DataError: if ``out`` contains shards with this prefix and other settings or sources.

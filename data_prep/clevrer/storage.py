@@ -172,7 +172,7 @@ def encode_h264(
     """Encode frames to mp4; equal frames give equal bytes.
 
     Args:
-        frames: uint8 RGB of shape (H, W, 3).
+        frames: uint8 RGB arrays, each (H, W, 3).
         fps: frames per second.
         times: onsets of the frames in seconds, saved as time stamps; None for a constant rate.
     """

@@ -49,8 +49,8 @@ class NwbFile:
 
     Attributes:
         kinds: the package pynwb, which defines the types of the file's objects.
-        series: path → TimeSeries.
-        images: path → Images, a collection of pictures.
+        series: each TimeSeries of the file, by its path.
+        images: each Images object (a collection of pictures), by its path.
 
     Raises:
         DataError: if pynwb is not installed, or the file is missing, is not an NWB file, or is
@@ -113,11 +113,11 @@ class NwbFile:
 
     @property
     def units_table(self) -> Any:
-        """The table of sorted units; None if there is none."""
+        """The table of units from spike sorting; None if the file has no such table."""
         return self._file.units
 
     def units(self, selection: UnitSelection | None = None) -> SpikingUnits:
-        """Return sorted units with their spike times.
+        """Return units from spike sorting, with their spike times.
 
         Args:
             selection: condition on the units; None for all.
@@ -242,7 +242,7 @@ class NwbFile:
         return Signal(path, times, values * series.conversion + series.offset)
 
     def signal_names(self) -> list[str]:
-        """Return the paths of series of numbers with a row for each time."""
+        """Return the paths of all numeric series whose data have one row per time."""
         pictures = self.kinds.image.ImageSeries | self.kinds.image.IndexSeries
         return [
             name

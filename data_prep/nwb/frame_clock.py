@@ -15,7 +15,7 @@ _TOLERANCE = 1e-6
 
 
 def frame_ends(onsets: np.ndarray) -> np.ndarray:
-    """Return the end of each frame: the next onset, or one median interval later before a pause.
+    """Return each frame's end: the next onset or, before a pause, its onset + the median interval.
 
     Args:
         onsets: (F,) seconds, strictly increasing, at least two.

@@ -153,7 +153,7 @@ class GreyFrames:
 
 
 def _chunks(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of successive parts of a range of frames that fit into memory."""
+    """Yield (start, stop) of chunks of the frames ``start`` to ``stop``; each fits into memory."""
     step = max(1, _VALUES_AT_ONCE // int(np.prod(shape[1:])))
     for first in range(int(start), int(stop), step):
         yield first, min(first + step, int(stop))

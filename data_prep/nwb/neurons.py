@@ -14,7 +14,7 @@ class Neurons(Protocol):
     """Neurons whose responses can be read for any bins.
 
     Attributes:
-        kind: kind of responses.
+        kind: "spikes" or "calcium".
         ids: (N,) int64, ids of the chosen neurons in the file.
         available: number of neurons in the file.
     """
@@ -36,7 +36,7 @@ class Neurons(Protocol):
 
 @dataclass(frozen=True)
 class Unit:
-    """A sorted unit.
+    """A unit from spike sorting.
 
     Attributes:
         number: id of the unit in the file.
@@ -50,7 +50,7 @@ class Unit:
 
 
 class SpikingUnits:
-    """Sorted units; their responses are spike counts.
+    """Units from spike sorting; their responses are spike counts.
 
     Args:
         units: the chosen units.

@@ -34,8 +34,8 @@ class PlacedFrames:
     Attributes:
         onsets: (F,) seconds, strictly increasing.
         ends: (F,) seconds, not after the next onset.
-        positions: (F,) number of the picture; ``GREY_PICTURE`` for grey.
-        left_out: number of rows of the table without a frame, by reason.
+        positions: (F,) number of the picture that each frame shows; ``GREY_PICTURE`` for grey.
+        left_out: number of rows of the table from which no frame was made, by reason.
     """
 
     onsets: np.ndarray

@@ -76,7 +76,7 @@ def convert(
         stimuli: names of the stimuli (series or tables of presentations); empty uses the file's
             only stimulus.
         template: name of the pictures that a table of presentations shows.
-        frame_column: column of that table that says which picture a row shows.
+        frame_column: column of a table of presentations that says which picture a row shows.
         external_movies: read movies from files in the NWB file's folder.
         responses: RoiResponseSeries to use as responses; None uses spike counts of the units.
         units: condition on columns of the units' or regions' table, see :class:`UnitSelection`.
@@ -89,7 +89,7 @@ def convert(
         trials: table of intervals with ``start_time`` and ``stop_time``. None uses ``trials`` if
             the file has it and ``trial_seconds`` is None.
         trial_seconds: length of trials in seconds, if no table is used; None is 10.
-        tiers: column of the table with each trial's tier; None splits trials by movie.
+        tiers: column of the table ``trials`` with the tiers; None splits trials by movie.
         held_out: fraction of the trials that a split by movie does not use for training.
         transpose: the file stores frames as (frame, column, row).
         progress: show a progress bar.

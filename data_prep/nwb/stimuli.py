@@ -34,9 +34,9 @@ class ShownFrames:
         name: path of the stimulus in the file.
         onsets: (F,) seconds, strictly increasing.
         ends: (F,) seconds, after the onset and not after the next onset.
-        positions: (F,) number of the shown frame in ``pieces``; −1 for a grey screen.
+        positions: (F,) index of the shown frame in the joined ``pieces``; −1 for a grey screen.
         pieces: successive arrays of frames, not yet read.
-        left_out: number of rows of a table of presentations without a frame, by reason.
+        left_out: number of rows of a table of presentations that give no frame, by reason.
     """
 
     name: str
@@ -200,8 +200,8 @@ class Stimuli:
     def _template_of(self, table: str) -> tuple[str, np.ndarray | None]:
         """Return the path of a table's template, and the table's column ``stimulus_name``.
 
-        The column is None if the table has none, or if it does not tell which rows show the
-        template.
+        The column is returned as None if the table does not have it, or if it does not tell which
+        rows show the template.
         """
         file, templates = self._file, self.templates()
         told = None

@@ -27,9 +27,9 @@ class Timeline:
 
     Attributes:
         onsets: (F,) seconds.
-        ends: (F,) seconds; the next onset, or one usual interval after the onset before a pause.
+        ends: (F,) seconds: the next onset or, before a pause, the frame's onset + usual interval.
         stimulus: (F,) index of the frame's stimulus in the list of stimuli.
-        position: (F,) number of the frame in its stimulus; −1 for a grey screen.
+        position: (F,) index of the shown frame in its stimulus's pieces; −1 for a grey screen.
         interval: usual (median) seconds between frames.
     """
 
@@ -47,7 +47,7 @@ class TrialFrames:
     Attributes:
         edges: (T + 1,) seconds.
         stimulus: (T,) index of the frame's stimulus in the list of stimuli.
-        position: (T,) number of the frame in the stimulus; −1 for a grey screen.
+        position: (T,) index of the shown frame in its stimulus's pieces; −1 for a grey screen.
         row: index of the trial's row in the table of trials; None if no table was used.
     """
 

@@ -60,7 +60,7 @@ def convert(
         progress: show a progress bar.
 
     Returns:
-        Paths of the written sessions, and of the sessions that already existed.
+        Two lists of paths: the written sessions, and the sessions that already existed.
 
     Raises:
         DataError: if a source cannot be read, contains no session or has entries that lead out of

@@ -259,7 +259,7 @@ def _behaviour(session: Session) -> str:
 
 
 def _some_trials(session: Session, count: int) -> list[int]:
-    """Choose trials alternately from all tiers, evenly spaced within each."""
+    """Choose up to ``count`` trials: equally many from each tier, evenly spaced within the tier."""
     tiers = [session.tiers[t] for t in ("train", "validation", "test") if len(session.tiers[t])]
     share = -(-count // len(tiers))
     rows = [
@@ -269,7 +269,7 @@ def _some_trials(session: Session, count: int) -> list[int]:
 
 
 def _traces(axis: Axes, seconds: np.ndarray, values: np.ndarray, labels: list[str]) -> None:
-    """Draw each column of ``values`` in units of its standard deviation, all in one axis."""
+    """Plot all columns of ``values`` together, each as standard deviations above its minimum."""
     for column, label in zip(values.T, labels, strict=True):
         spread = float(np.nanstd(column)) if np.isfinite(column).any() else 0.0
         axis.plot(seconds, (column - np.nanmin(column)) / (spread or 1), lw=0.8, label=label)

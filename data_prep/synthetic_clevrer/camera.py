@@ -62,7 +62,7 @@ class Camera:
         return np.stack([right, np.cross(forward, right), forward])
 
     def depth(self, points: np.ndarray) -> np.ndarray:
-        """Return the distance (...) of scene points (..., 3) along the line of sight.
+        """Return the distance (...) of scene points (..., 3) along the camera's forward axis.
 
         It is negative for points behind the camera.
         """
@@ -91,7 +91,7 @@ class Camera:
         return directions / np.linalg.norm(directions, axis=0)
 
     def ground(self, x: ArrayLike, y: ArrayLike, height: float = 0.0) -> np.ndarray:
-        """Return the points (..., 3) at `height` above the ground seen at pixel coordinates."""
+        """Return the points (..., 3) `height` above the ground that project to (`x`, `y`)."""
         directions = self.rays(x, y)
         reach = (height - self.position[2]) / directions[2]
         return np.moveaxis(self.position.reshape(3, *[1] * np.ndim(x)) + reach * directions, 0, -1)

@@ -115,7 +115,7 @@ class Renderer:
         self._color[:, *fine][:, nearer] = 255 * np.sqrt(np.clip(light, 0, 1))
 
     def _shadowed_ground(self, poses: list[Pose]) -> list[tuple[tuple[slice, slice], np.ndarray]]:
-        """Return the pixel box of each object's shadows, and factors (3, h, w) for its pixels.
+        """Return the pixel box of each object's shadows, and factors (3, h, w) that darken the box.
 
         Shadows of resting objects are reused from the previous frame.
         """

@@ -74,7 +74,7 @@ class SceneObject:
 
 
 def draw_scene(seed: int, index: int) -> list[SceneObject]:
-    """Draw three to six objects; no two have equal colour, material and shape.
+    """Choose three to six objects at random; no two have equal colour, material and shape.
 
     Args:
         seed: seed of the data set.

@@ -68,7 +68,7 @@ def render(
         fps: frames per second.
         seed: random seed; a scene depends only on the seed and the video's number.
         start_index: number of the first video.
-        workers: number of processes; None is one per usable core, fewer for a few videos.
+        workers: number of processes; None is one per usable core, at most one per four videos.
         progress: show a progress bar.
 
     Returns:

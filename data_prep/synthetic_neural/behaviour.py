@@ -34,7 +34,7 @@ class Behaviour:
 
 
 def draw_behaviour(draw: np.random.Generator, frames: int, frames_per_second: float) -> Behaviour:
-    """Draw a trial's behaviour.
+    """Return random behaviour of one trial.
 
     The correlation time is about 1.5 seconds for running speed, 3 seconds for pupil size and 1
     second for gaze. Pupil size and running speed have correlation 0.6.
@@ -54,7 +54,7 @@ def draw_behaviour(draw: np.random.Generator, frames: int, frames_per_second: fl
 def _wander(
     draw: np.random.Generator, frames: int, memory: float, channels: int
 ) -> Float[np.ndarray, "t channels"]:
-    """Draw an Ornstein-Uhlenbeck process of unit variance with time constant ``memory`` frames."""
+    """Sample an Ornstein-Uhlenbeck process: unit variance, time constant of ``memory`` frames."""
     keep = math.exp(-1 / memory)
     noise = draw.standard_normal((frames, channels))
     path = np.empty_like(noise)

@@ -17,7 +17,7 @@ def calcium_signal(
     resting: Float[np.ndarray, " n"],
     frames_per_second: float,
 ) -> Float[np.ndarray, "t n"]:
-    """Draw a calcium signal: decaying responses to Poisson spikes, with gamma-distributed noise.
+    """Sample a calcium signal: decaying responses to Poisson spikes, with gamma-distributed noise.
 
     Args:
         draw: random generator.

@@ -140,7 +140,7 @@ def _record(
 def _trials(
     config: SimulationConfig, train: list[Movie], held_out: list[Movie]
 ) -> list[tuple[str, Movie]]:
-    """Return tier and movie of every trial; tiers are shuffled over the session."""
+    """Return (tier, movie) of every trial, in random order."""
     half = config.held_out_movies
     tiers = [("oracle", movie) for movie in held_out[:half]]
     tiers += [("live_test_main", movie) for movie in held_out[half:]]
@@ -159,7 +159,7 @@ def _cortex(population: Population, seed: int) -> np.ndarray:
 
 
 def _evenly_spaced(length: int, most: int) -> list[int]:
-    """Return up to ``most`` evenly spaced positions in a list of the given length."""
+    """Return at most ``most`` evenly spaced indices from 0 to ``length`` − 1."""
     return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)).tolist()
 
 

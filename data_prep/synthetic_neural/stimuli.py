@@ -81,7 +81,7 @@ class Screen:
         remaining videos, repeatedly if necessary.
 
         Args:
-            kind: kind of stimuli.
+            kind: ``videos``, ``textures`` or ``mix``.
             train: number of movies for training.
             held_out: number of movies for validation and test.
 
@@ -176,7 +176,7 @@ class Screen:
     def _window(
         self, shape: tuple[int, ...], count: int, draw: np.random.Generator
     ) -> tuple[np.ndarray, ...]:
-        """Draw the path of the window that a movie shows of a video.
+        """Choose a random path for the window of a video that a movie shows.
 
         Args:
             shape: (H, W) of the video's frames in pixels.
@@ -208,7 +208,7 @@ class Screen:
         return np.concatenate(pieces)
 
     def _patches(self, draw: np.random.Generator) -> Float[np.ndarray, "h w"]:
-        """Draw weights in [0, 1], near 1 in half of the frame, in patches about ten pixels wide."""
+        """Sample pixel weights in [0, 1]: patches about ten pixels wide, half of them near 1."""
         height, width = self.size
         across = np.hypot(np.fft.fftfreq(width), np.fft.fftfreq(height)[:, None])
         low = np.exp(-0.5 * (across * 25 * min(height / 36, width / 64)) ** 2)
@@ -279,7 +279,7 @@ class _Clips:
 def _wave(
     draw: np.random.Generator, seconds: np.ndarray, band: tuple[float, float]
 ) -> Float[np.ndarray, " t"]:
-    """Draw a smooth path within [−1, 1]: a sum of three sines with frequencies in a band in Hz."""
+    """Sample a smooth path in [−1, 1] from three sines of random frequencies in ``band`` (Hz)."""
     frequency = draw.uniform(*band, (3, 1))
     phase = draw.uniform(0, 2 * math.pi, (3, 1))
     # The outer sine spreads values over the whole range.

@@ -113,7 +113,7 @@ def remove_unfinished() -> None:
 
 
 def remove_older(folder: Path, seconds: float) -> None:
-    """Remove temporary files of all machines that were last written over ``seconds`` seconds ago."""
+    """Remove temporary files in ``folder``, of any machine, last written over ``seconds`` s ago."""
     for part in folder.glob(".*.part"):
         with suppress(OSError):  # the file was just renamed to its final name
             if time.time() - part.stat().st_mtime > seconds:

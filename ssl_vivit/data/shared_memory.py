@@ -19,7 +19,7 @@ def missing(loader: Any, needed: int, free: int) -> int:
 
     Args:
         loader: loader whose workers are to start.
-        needed: largest number of bytes that its batches need.
+        needed: bytes of shared memory that all of the loader's batches need together at most.
         free: number of free bytes now.
 
     Returns:

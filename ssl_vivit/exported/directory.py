@@ -111,9 +111,9 @@ def write_directory(
         directory: the directory; missing parents are created.
         kind: the kind of export.
         settings: entries of config.json, to which the format version is added.
-        weights: tensors by name, for each weight file by name of the file.
+        weights: dictionary from the name of each weights file to its tensors by name.
         card: text of the model card.
-        parts: for each subdirectory by name, a function that writes it.
+        parts: dictionary from the name of each subdirectory to a function that writes it.
 
     Raises:
         ExportError: if :func:`check_place` raises it.
@@ -168,7 +168,7 @@ def _exports(parents: Iterable[Path], kind: Format) -> list[Path]:
 
 
 def similar_entry(path: Path) -> str:
-    """Return a hint at an existing path with a name similar to a missing path; empty if none."""
+    """Return a hint that names an existing path similar to the missing ``path``; "" if none."""
     names = [entry.name for entry in path.parent.glob("*")]
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return f" (did you mean {path.parent / near[0]}?)" if near else ""
@@ -247,8 +247,8 @@ def check_blocks(expected: Mapping[str, int], found: Shapes, file: Path, describ
     """Check that the weights in a file have as many blocks as a model.
 
     Args:
-        expected: number of blocks in the model, by prefix of the tensor names, such as
-            ``trunk.blocks.``.
+        expected: dictionary from each prefix of tensor names, such as ``trunk.blocks.``, to the
+            number of blocks with this prefix in the model.
         found: shapes of the file's tensors by name.
         file: name of the file, for the message.
         described: name of the model, for the message, such as ``encoder of config.json``.

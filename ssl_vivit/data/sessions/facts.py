@@ -82,7 +82,7 @@ class SessionFacts:
         return (kept - mean) / std
 
     def standardised_pupil(self, centre: Float[Tensor, "*dims 2"]) -> Float[Tensor, "*dims 2"]:
-        """Standardise the recorded pupil's centre; ``pupil_mean`` must not be None."""
+        """Standardise the recorded centre of the pupil; ``pupil_mean`` must not be None."""
         return (centre - centre.new_tensor(self.pupil_mean)) / centre.new_tensor(self.pupil_std)
 
     def to_json(self) -> dict[str, Any]:

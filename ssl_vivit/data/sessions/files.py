@@ -58,7 +58,7 @@ class Session:
         tier_names: tier of each trial as written in tiers.npy.
         tiers: dictionary from "train", "validation" and "test" to the numbers of the used trials in
             this tier, int64, ascending.
-        lengths: int64 (trials,) frames without the padding; 0 for trials that are not used.
+        lengths: int64 (trials,) frames of each trial without padding; 0 for unused trials.
         frame_size: (H, W) in pixels.
         behaviour_channels: number of behaviour channels, K; 0 if there is no behaviour.
         has_pupil: whether the pupil's centre was measured: its files exist and it is not constant.
@@ -321,7 +321,7 @@ class Session:
         return notes
 
     def _mean_responses(self) -> np.ndarray:
-        """Return the mean response (N,) of each neuron in the tier train; NaN if unknown."""
+        """Return each neuron's mean response over the training trials, (N,); NaN if unknown."""
         trials = [self.trials[int(trial)].responses for trial in self.tiers["train"]]
         moments = Moments.merged(trials)
         return np.where(moments.count > 0, moments.mean, np.nan)

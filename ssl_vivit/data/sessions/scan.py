@@ -37,7 +37,7 @@ class TrialFacts:
         pupil: moments of x and y of the pupil's centre; None if absent.
         responses: moments of each neuron's known responses.
         counts: whether all known responses are counts (0, 1, 2, …).
-        unknown: number of responses within the length that are NaN.
+        unknown: number of NaN responses in the first ``length`` frames.
         silent: whether all known responses are 0.
     """
 

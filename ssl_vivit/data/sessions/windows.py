@@ -97,7 +97,7 @@ class WindowBatches:
         self._hidden = [~units for units in held] if fit_held_out else held
 
     def for_held_out_units(self) -> WindowBatches:
-        """Return the same windows, in which only the responses of held-out neurons are not NaN."""
+        """Return the same windows with NaN responses for all neurons except the held-out ones."""
         return WindowBatches(
             self.sessions,
             self.facts,
@@ -229,7 +229,7 @@ class WindowBatches:
         return [windows[j] for j in np.argsort(np.concatenate(places), kind="stable")]
 
     def _drawn_trials(self, epoch: int, i: int, count: int) -> np.ndarray:
-        """Return the training trials of ``count`` windows of session ``i``, ascending.
+        """Draw a training trial for each of ``count`` windows of session ``i``, in ascending order.
 
         Trials are drawn in proportion to their lengths and returned as indices into the training
         trials of the session. Sampling is systematic: a trial gets its expected number of windows,

@@ -221,7 +221,7 @@ class Augment:
     def _crop_and_resize(
         self, clips: UInt8[Tensor, "n t H W 3"], changes: _Changes
     ) -> Float[Tensor, "n 3 t h w"]:
-        """Crop, resize and mirror all clips by two matrix products: rows, then columns."""
+        """Crop, resize and mirror clips by two matrix products: along height, then along width."""
         height, width = self.size
         # Crop to the bounding box of all windows; weights are zero outside.
         top, left, bottom, right = changes.box
@@ -306,7 +306,7 @@ class _Changes:
 def _changed(
     video: Tensor, which: Tensor, factors: Tensor | None, change: Callable[..., Tensor]
 ) -> Tensor:
-    """Return clips of which some are changed; the input may be modified in place.
+    """Return all clips after changing some of them; the input may be modified in place.
 
     Args:
         video: clips (n, …).

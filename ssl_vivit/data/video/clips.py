@@ -236,7 +236,7 @@ def shortage(
 
 
 def needed_length(clip: ClipConfig) -> str:
-    """Return a clause for a message: the length of a video that is needed for the clips.
+    """Return a clause for a message: the least length that a video needs for the clips.
 
     For example ``a clip of 16 frames at stride 4 needs 61 frames``. The length is in seconds if
     ``clip.fps`` is set.
@@ -252,7 +252,7 @@ def needed_length(clip: ClipConfig) -> str:
 
 
 def _needed_steps(clip: ClipConfig) -> int:
-    """Return the number of time steps that a video needs for different starts of all views."""
+    """Return how many time steps a video needs so that all views can have different starts."""
     return clip.span + clip.views - 1
 
 

@@ -36,7 +36,7 @@ class ClipDataset:
         seed: seed of all random draws.
         labels: whether to compute labels from CLEVRER's annotations.
         frame_size: (H, W) to which frames are decoded. None keeps their size.
-        evaluation: whether views start at evenly spaced instead of random steps.
+        evaluation: whether views start at evenly spaced instead of random time steps.
         short_videos: see :func:`~ssl_vivit.data.video.clips.start_counts`. ClipBatches leaves out
             videos with 0 starts.
 
@@ -98,7 +98,7 @@ class ClipDataset:
         )
 
     def clip_frames(self, index: int, starts: np.ndarray) -> np.ndarray:
-        """Return the frame numbers (views, t) of a video's clips that start at the given steps."""
+        """Return frame numbers (views, t) of a video's clips that start at the given time steps."""
         times = None if self.clip.fps is None else self.videos.times(index)
         frames = clip_frames(starts, self.clip, float(self.videos.fps[index]), times)
         # Repeat the last frame of a padded video, which is shorter than its clips.

@@ -306,7 +306,7 @@ def _decode_groups(
     wanted: set[int],
     size: tuple[int, int] | None,
 ) -> dict[int, np.ndarray] | None:
-    """Decode the wanted frames with PyAV, each from the last key frame before the frame.
+    """Decode wanted frames with PyAV, starting at the last key frame at or before each of them.
 
     Returns:
         Dictionary from each frame number to the RGB frame, uint8 (H, W, 3). None if not all of the
@@ -430,7 +430,7 @@ def _rgb(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
 
 
 def _orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """Return (transpose, flip rows, flip columns) from the display matrix, applied in this order.
+    """Return from the display matrix whether to transpose, then flip vertically and horizontally.
 
     The matrix (a, b, u, c, d, v, x, y, w) maps x' = a·x + c·y, y' = b·x + d·y, with y pointing down
     (libavutil/display.h). Angles are rounded to quarter turns.
@@ -481,7 +481,7 @@ def _has_torchcodec(decoder: Decoder) -> bool:
 def _decode_by_torchcodec(
     source: Source, stream: Any, indices: Sequence[int], order: Sequence[int]
 ) -> np.ndarray | None:
-    """Return frames decoded by torchcodec; None if it fails or numbers frames differently."""
+    """Return frames decoded by torchcodec; None if it fails or numbers frames unlike PyAV."""
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         video = _torchcodec()(

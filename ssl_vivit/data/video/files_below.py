@@ -79,7 +79,7 @@ def endings(names: Iterable[str]) -> Counter[str]:
 
 
 def passed_over_line(counts: Counter[str]) -> str | None:
-    """Return a line with the numbers of skipped files; None if there are none."""
+    """Return a line with the number of skipped files of each kind; None if there are none."""
     if not counts:
         return None
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))

@@ -46,7 +46,7 @@ def rate_and_times(
 
 
 def check_times(stored: Any, num_frames: int) -> Float[np.ndarray, " n"]:
-    """Check times from an index or a ``video.json``, and return them as an array.
+    """Check times from a shard's index or a ``KEY.video.json``, and return them as an array.
 
     Raises:
         ValueError: unless there is one finite number for each frame, in ascending order from 0.

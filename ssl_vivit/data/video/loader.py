@@ -205,13 +205,13 @@ class ClipBatches:
         shuffle: whether each epoch has a new order. If false, the order is that of ``indices``.
         indices: indices of the videos to use, without those that the dataset skips as too short.
             None means all videos.
-        broken: dictionary from the name of each video that was found to be broken earlier to the
-            reason.
+        broken: dictionary of reasons by name of the video, for videos that were found to be broken
+            earlier.
 
     Attributes:
         broken: dictionary from the name of each broken video found so far to the reason.
-        unlabelled: dictionary from the name of each video found so far whose labels cannot be read
-            to the reason.
+        unlabelled: dictionary of reasons by name of the video, for videos found so far whose labels
+            cannot be read.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class VideoFolder:
         widths: int array (len,), in pixels.
         fps: float array (len,) of frame rates.
         has_annotation: bool array (len,), all False.
-        broken: dictionary from the name of each video that was left out to the reason.
+        broken: dictionary of reasons by name of the video, for videos that were left out.
         passed_over: dictionary from an ending, or a kind such as ``hidden``, to the number of
             skipped files.
 

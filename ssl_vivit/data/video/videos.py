@@ -77,7 +77,7 @@ class VideoReading:
         return ShardSet(shards, self.cache_dir, self.decoder, self.stall_timeout)
 
     def open_folder(self, root: str, option: str) -> VideoFolder:
-        """Open a folder of videos; ``option`` is the setting that names it, for messages."""
+        """Open a folder of videos; messages name the setting ``option``, which gives the folder."""
         return VideoFolder(root, decoder=self.decoder, option=option)
 
 
@@ -123,7 +123,7 @@ class CentralWindows:
 
 
 def of_one_size(videos: Videos, size: tuple[int, int]) -> Videos:
-    """Return the videos unchanged if they have one size, else their central windows."""
+    """Return the videos unchanged if all have the same size, else their central windows."""
     sizes = {*zip(videos.heights.tolist(), videos.widths.tolist(), strict=True)}
     return videos if len(sizes) <= 1 else CentralWindows(videos, size)
 

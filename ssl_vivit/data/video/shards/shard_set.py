@@ -61,13 +61,13 @@ class ShardSet:
     Attributes:
         shards: paths or addresses of the shards.
         keys: names of the samples, unique over all shards.
-        shard_of: int array (len,), index into ``shards``.
-        num_frames: int array (len,).
+        shard_of: int array (len,), index of each sample's shard in ``shards``.
+        num_frames: int array (len,), number of frames of each sample.
         heights: int array (len,), in pixels.
         widths: int array (len,), in pixels.
         fps: float array (len,), stored frames per second; the mean if the rate varies.
-        storages: int array (len,), index into ``STORAGES``.
-        has_annotation: bool array (len,).
+        storages: int array (len,), index of each sample's storage in ``STORAGES``.
+        has_annotation: bool array (len,), whether a sample has an annotation.
 
     Raises:
         DataError: if no shard matches, a shard is empty, truncated or has no index, an index is
@@ -134,7 +134,7 @@ class ShardSet:
         return np.where(self.has_annotation, self._crcs[self._first[1:] - 1], np.uint32(0))
 
     def digest(self) -> str:
-        """Return a SHA-256 digest of the samples' names and contents, independent of their paths.
+        """Return a SHA-256 digest of samples' names and contents, independent of the shards' paths.
 
         Contents are included by the sizes and checksums in the index; no sample is read.
         """
@@ -277,7 +277,7 @@ class ShardSet:
         )
 
     def _damaged(self, number: int, path: Path, look: Look) -> str | None:
-        """Return the key of the first sample of a shard that is damaged; None if there is none.
+        """Return the key of the first damaged sample in a shard; None if no sample is damaged.
 
         A sample is damaged if its bytes differ from the checksums in the index.
 

@@ -68,7 +68,7 @@ def _take(path: Path, stall_timeout: float) -> int:
 
 
 def _wait(path: Path, lock: int, stall_timeout: float) -> bool:
-    """Wait for the lock of file ``path``; return whether another process held it."""
+    """Wait for the lock on the lock file ``path``; return whether another process held the lock."""
     seen, since, waited = -1, time.monotonic(), False
     while True:
         try:

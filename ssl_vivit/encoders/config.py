@@ -37,7 +37,7 @@ class ViViTConfig:
             over time and half over space.
         in_channels: 3 for colour, 1 for grey video.
         num_frames: frames in a clip.
-        image_size: (H, W) in pixels; an int gives a square.
+        image_size: (H, W) in pixels; an int stands for both.
         tubelet_size: size of a tubelet (t, h, w), in frames and pixels.
         tubelet_stride: step between tubelets (t, h, w), at most tubelet_size; smaller steps make
             tubelets overlap. None is tubelet_size.

@@ -120,7 +120,7 @@ def encode_with_blocks(
 
 
 def freeze_unread(encoder: ViViT, last: int) -> None:
-    """Freeze the parameters that do not affect the patch tokens of blocks up to ``last``.
+    """Freeze the parameters that do not affect the patch tokens after the block of index ``last``.
 
     Parameters of pooling are not changed; :meth:`ViViT.freeze_pooling` freezes them.
     """

@@ -176,7 +176,7 @@ def export_onnx(
 
 
 def _clip(encoder: ViViT, batch: int) -> Float[Tensor, "b c T H W"]:
-    """Return a noise clip of the configured size; every call returns equal numbers."""
+    """Return clips of noise of the configured size; every call returns the same noise."""
     config, weight = encoder.config, encoder.tubelets.weight
     shape = (batch, config.in_channels, config.num_frames, *config.image_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -208,7 +208,7 @@ def _check_request(module: nn.Module, path: Path, opset: int | None) -> None:
 
 
 def _describe(model: Any, encoder: ViViT) -> None:
-    """Add the encoder's settings to the ONNX model's metadata, and remove that of the exporter."""
+    """Add the encoder's settings to the ONNX model's metadata; remove the exporter's metadata."""
     model.metadata_props["config"] = json.dumps(encoder.config.to_dict())
     model.metadata_props["preprocessing"] = json.dumps(dict(encoder.preprocessing or {}))
     # The exporter's metadata are large and contain stack traces with local paths.

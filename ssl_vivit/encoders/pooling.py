@@ -37,7 +37,7 @@ class AttentionPooling(nn.Module):
 
 
 def _heads(config: ViViTConfig) -> int:
-    """Return the largest number of heads that divides embed_dim into head_dim or more each."""
+    """Return the largest number of heads, each at least head_dim wide, that divides embed_dim."""
     assert config.head_dim is not None
     most = max(config.embed_dim // config.head_dim, 1)
     return max(h for h in range(1, most + 1) if config.embed_dim % h == 0)

@@ -99,7 +99,7 @@ class Rotation(NamedTuple):
         return Rotation(self.cos[..., chosen, :], self.sin[..., chosen, :])
 
     def padded(self, before: int, after: int = 0) -> Rotation:
-        """Add unrotated tokens (class token, registers) before and after the sequence."""
+        """Return the rotation with unrotated tokens added before and after the sequence."""
         pad = (0, 0, before, after)
         return Rotation(F.pad(self.cos, pad, value=1.0), F.pad(self.sin, pad))
 
@@ -165,7 +165,7 @@ class Positions(nn.Module):
             self.joint = token_parameter(self.joint_slots + grid.t * grid.n, width)
 
     def add_spatial(self, x: Float[Tensor, "b t n d"], places: Places) -> Float[Tensor, "b t n d"]:
-        """Add spatial or joint positions to patch tokens."""
+        """Add spatial or joint position embeddings to patch tokens."""
         table = self._spatial_table(places.grid, x)
         if table is not None:
             placed = table[places.space]
@@ -174,13 +174,13 @@ class Positions(nn.Module):
         return x if table is None else x + places.spread(table)
 
     def of_class_token(self) -> Float[Tensor, " d"] | None:
-        """Return the position of the class token; None if positions are not learned."""
+        """Return the class token's learned position embedding; None if not learned."""
         if self.joint is not None and self.joint_slots:
             return self.joint[0]
         return None if self.spatial is None else self.spatial[0]
 
     def add_temporal(self, x: Float[Tensor, "b t n d"], places: Places) -> Float[Tensor, "b t n d"]:
-        """Add temporal positions to every token of each time step."""
+        """Add to every token the position embedding of its time step."""
         table = self._temporal_table(places, x)
         if table is None:
             return x
@@ -189,7 +189,7 @@ class Positions(nn.Module):
         return x + table[:, None]
 
     def of_temporal_class_token(self) -> Float[Tensor, " d"] | None:
-        """Return the position of the temporal class token; None if positions are not learned."""
+        """Return the temporal class token's learned position embedding; None if not learned."""
         return None if self.temporal is None else self.temporal[0]
 
     def rotations(self, places: Places, like: Tensor) -> tuple[Rotation | None, Rotation | None]:
@@ -315,7 +315,7 @@ class Positions(nn.Module):
         """Return the rows of a learned table for the clip's time steps.
 
         They are resampled if the clip has another number of time steps than configured. A causal
-        encoder instead takes the rows of these time steps.
+        encoder instead takes the rows from ``places.start`` on, without resampling.
         """
         config, grid = self.config, places.grid
         end = places.start + grid.t

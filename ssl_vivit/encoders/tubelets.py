@@ -51,7 +51,7 @@ class TubeletEmbedding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw LeCun-normal weights by the kernel's fan-in, inflated by ``tubelet_init``."""
+        """Draw a LeCun-normal tubelet kernel, or inflate a LeCun-normal image kernel."""
         frames = self.config.kernel_size[0]
         fan_in = self.weight[0].numel()
         with torch.no_grad():

@@ -20,7 +20,7 @@ class Places(NamedTuple):
         visible: indices of the kept spatial positions: (b, v) for all time steps, or (b, t, v) for
             each time step; None keeps all.
         visible_tokens: (b, k) indices of the kept tokens among all t·h·w tokens, or None.
-        start: time step of the first token; above 0 if the clip continues an earlier clip.
+        start: index of the first time step; above 0 if the clip continues an earlier clip.
     """
 
     grid: Grid
@@ -30,7 +30,7 @@ class Places(NamedTuple):
 
     @property
     def varying(self) -> Tensor | None:
-        """Kept positions of each time step (b, t, v); None if all time steps keep the same."""
+        """Indices (b, t, v) of each time step's kept positions; None if equal in all time steps."""
         return self.visible if self.visible is not None and self.visible.ndim == 3 else None
 
     @property
@@ -49,7 +49,7 @@ class Places(NamedTuple):
         return torch.arange(self.start, self.start + self.grid.t, device=device)
 
     def times(self, device: torch.device) -> Int[Tensor, "... length"]:
-        """Return the time step of each token, (b, k) with ``visible_tokens``, else (t·n,)."""
+        """Return the time step index of each token, (b, k) with ``visible_tokens``, else (t·n,)."""
         if self.visible_tokens is not None:
             return self.visible_tokens // self.grid.n
         n = self.grid.n if self.visible is None else self.visible.shape[-1]

@@ -113,8 +113,8 @@ class Encoded(NamedTuple):
     Attributes:
         tokens: patch tokens (b, t, n, d); n = 0 if they were not requested.
         cls: class tokens or frame vectors, as in :class:`EncoderOutput`.
-        summary: pooled class tokens or frame vectors (b, d); None if the encoder pools patch
-            tokens.
+        summary: vector (b, d) pooled from class tokens or frame vectors; None if the encoder pools
+            patch tokens.
         grid: token grid of the clip.
     """
 
@@ -326,7 +326,7 @@ class ViViT(nn.Module, HubModel):
 
         Args:
             tokens: patch tokens (b, t, n, d); not used if there is a summary.
-            summary: pooled class tokens or frame vectors (b, d), or None.
+            summary: vector (b, d) pooled from class tokens or frame vectors, or None.
         """
         if summary is None:
             summary = self._pooled(rearrange(tokens, "b t n d -> b (t n) d"))
@@ -482,8 +482,8 @@ class ViViT(nn.Module, HubModel):
         parameters stay the same objects.
 
         Args:
-            img_size: (H, W) in pixels, or an int for a square; None keeps the size.
-            patch_size: (h, w) of a tubelet, or an int for a square; None keeps the size.
+            img_size: (H, W) in pixels, or an int for both; None keeps the size.
+            patch_size: (h, w) of a tubelet, or an int for both; None keeps the size.
             others: further settings of timm's method, which raise TypeError here.
 
         Raises:

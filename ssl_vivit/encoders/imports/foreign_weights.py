@@ -88,7 +88,7 @@ class ForeignWeights:
 
         Args:
             wrong: description of each faulty array.
-            known: True if ``wrong`` describes all faulty arrays, so that their number is known.
+            known: False if there may be faulty arrays that ``wrong`` does not describe.
         """
         rest = len(wrong) - _SHOWN
         more = "" if rest <= 0 else f" and {rest} more" if known else " and more"

@@ -174,7 +174,7 @@ def _stem(weights: ForeignWeights, model: ScenicModel, config: ViViTConfig) -> d
 
 
 def _tables(weights: ForeignWeights, model: ScenicModel, config: ViViTConfig) -> dict[str, Tensor]:
-    """Convert Scenic's position tables; as in ViViT, the row of a class token comes first."""
+    """Convert Scenic's position tables, which like ViViT's begin with the row of a class token."""
     grid = config.grid
     if model.kind == "factorized_encoder":
         lengths = {"spatial": grid.n, "temporal": grid.t}

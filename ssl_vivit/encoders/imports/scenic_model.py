@@ -286,7 +286,7 @@ def _check_equal(name: str, given: Any, found: Any, none: bool = False) -> None:
     Args:
         name: name of the setting.
         given: value in the config. None is not compared unless ``none`` is True.
-        found: value in the arrays.
+        found: value read from the arrays.
         none: compare ``given`` even if it is None.
     """
     if (given is not None or none) and given != found:

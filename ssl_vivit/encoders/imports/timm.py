@@ -198,7 +198,7 @@ def _checked_vit(model: nn.Module) -> VisionTransformer:
 
 
 def _activation(mlp: Any) -> str:
-    """Return the name of an MLP's activation in :class:`ViViTConfig`."""
+    """Return the name of a timm MLP's activation, as used in :class:`ViViTConfig`."""
     act = mlp.act
     if isinstance(mlp, SwiGLU) or (isinstance(mlp, GluMlp) and not mlp.gate_last):
         if isinstance(act, nn.SiLU):

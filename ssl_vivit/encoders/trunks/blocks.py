@@ -117,7 +117,7 @@ class HeadAttention(nn.Module):
 
 
 def part_of(layer: nn.Linear, x: Float[Tensor, "b n d"], rows: slice) -> Tensor:
-    """Compute only the outputs of a linear layer whose indices are in the slice ``rows``."""
+    """Compute only the output features ``rows`` (a slice of indices) of a linear layer."""
     return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
 
 
@@ -324,7 +324,7 @@ def token_norm(config: ViViTConfig) -> nn.Module:
 
 
 def drop_path_rates(config: ViViTConfig, depth: int) -> list[float]:
-    """Return rates that rise linearly from 0 to ``drop_path`` (Huang et al. 2016, Sec. 3)."""
+    """Return each block's rate: linear from 0 to ``drop_path`` (Huang et al. 2016, Sec. 3)."""
     return [config.drop_path * i / max(depth - 1, 1) for i in range(depth)]
 
 

@@ -136,7 +136,7 @@ class FactorizedEncoder(nn.Module):
 
         Args:
             x: embedded patches (b, n, d) of the step with spatial positions added.
-            places: token grid of the step, and its time step.
+            places: token grid of the step, and the index of the step.
             positions: position embedding, for class tokens and time steps.
             rotations: rotary embeddings of the sequence over space and of the sequence [registers,
                 step, temporal class]; each may be None.
@@ -168,7 +168,7 @@ class FactorizedEncoder(nn.Module):
     def _with_spatial_specials(
         self, x: Float[Tensor, "b n d"], positions: Positions
     ) -> Float[Tensor, "b m d"]:
-        """Return [class, registers, patches]; registers have no positions."""
+        """Return [class, registers, patches]; add positions only to the class token."""
         specials = []
         if self.class_token is not None:
             place = positions.of_class_token()
@@ -238,7 +238,7 @@ class FactorizedEncoder(nn.Module):
         return patches, x[:, -count] if after else None
 
     def group_matcher(self) -> dict[str, str]:
-        """Return regular expressions of parameter names for each group, in order of depth."""
+        """Return a regular expression of parameter names for each layer group, ordered by depth."""
         between = (
             r"^trunk\.(?:spatial_norm|temporal_class_token|temporal_registers)|^positions\.temporal"
         )

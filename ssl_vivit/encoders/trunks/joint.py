@@ -61,7 +61,7 @@ class Joint(nn.Module):
         Args:
             x: embedded tokens (b, k, d) with positions added.
             positions: position embedding, for the class token.
-            times: time step of each token, (k,) for all clips or (b, k) for each clip.
+            times: index of each token's time step, (k,) for all clips or (b, k) for each clip.
             steps: number of time steps.
             rotation: rotary embedding of the sequence [class, registers, tokens], or None.
             class_only: return no tokens; the last block then computes only the class token.
@@ -144,7 +144,7 @@ class Joint(nn.Module):
         return mask[:, None]
 
     def group_matcher(self) -> dict[str, str]:
-        """Return regular expressions of parameter names for each group, in order of depth."""
+        """Return a regular expression of parameter names for each layer group, ordered by depth."""
         return {
             "stem": r"^(?:tubelets|positions|trunk\.(?:class_token|registers)$)",
             "blocks": r"^trunk\.blocks\.(\d+)",

@@ -44,7 +44,7 @@ class SpaceTime(NamedTuple):
     temporal_registers: Tensor | None
 
     def each(self, function: Callable[[Tensor], Tensor]) -> SpaceTime:
-        """Apply a function to tokens and registers."""
+        """Apply a function to the tokens and to each kind of registers separately."""
         tokens, spatial, temporal = self
         return SpaceTime(
             function(tokens),
@@ -263,7 +263,7 @@ def _qkv(projected: Tensor) -> QKV:
 
 
 def columns_of(layer: nn.Linear, x: Float[Tensor, "... part"], columns: slice) -> Tensor:
-    """Apply a linear layer to only its inputs ``columns``; its other inputs count as zeros."""
+    """Apply a linear layer to ``x`` as its inputs ``columns``; its other inputs count as zeros."""
     return nn.functional.linear(x, layer.weight[:, columns], layer.bias)
 
 
@@ -372,7 +372,7 @@ class SpaceTimeTrunk(nn.Module):
         )
 
     def group_matcher(self) -> dict[str, str]:
-        """Return regular expressions of parameter names for each group, in order of depth."""
+        """Return a regular expression of parameter names for each layer group, ordered by depth."""
         return {
             "stem": r"^(?:tubelets|positions|trunk\.\w+_registers)",
             "blocks": r"^trunk\.blocks\.(\d+)",

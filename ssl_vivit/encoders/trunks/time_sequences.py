@@ -34,7 +34,7 @@ class TimeSequences(NamedTuple):
     positions · slots² products, and queries, keys and values must be copied to the grid.
 
     Attributes:
-        cells: (b, k) cell of each token of the row in the grid: position · slots + slot.
+        cells: (b, k) index of the grid cell of each token in the row: position · slots + slot.
         positions: number of spatial positions.
         slots: number of slots of a sequence.
         mask: attention mask, (b, 1, k, k) over the row or (b · positions, 1, slots, slots) on the
@@ -62,7 +62,7 @@ class TimeSequences(NamedTuple):
         """Arrange the sequences of clips with the given visible tokens.
 
         Args:
-            visible: (b, t, m) spatial position of each visible token.
+            visible: (b, t, m) index of the spatial position of each visible token.
             positions: number of spatial positions.
             before: number of registers at each position.
             after: number of class tokens at each position.

@@ -30,7 +30,7 @@ def open_core(path: str, option: str = "--core_from") -> NeuralPredictor:
 
     Args:
         path: a run, an exported model of neurons, or a name on the hub.
-        option: option that gave the path, for messages.
+        option: command-line option that gave the path, for messages.
 
     Raises:
         NeuralModelError: if there is no model of neurons, or if it is a linear model, whose neurons
@@ -53,8 +53,8 @@ def check_encoder(path: str, option: str = "--encoder", core_option: str = "--co
 
     Args:
         path: an exported directory or a name on the hub.
-        option: option that gave the path, for messages.
-        core_option: option that accepts a model of neurons, for messages.
+        option: command-line option that gave the path, for messages.
+        core_option: command-line option that accepts a model of neurons, for messages.
 
     Raises:
         NeuralModelError: if there is no encoder. If the path holds a model of neurons, the message
@@ -127,7 +127,7 @@ def build_on_core(
 
 
 def _rates_like(fitted: NeuralPredictor, fact: SessionFacts) -> FrameRates | None:
-    """Return the model's resampling of stimuli with the frame rate of ``fact``.
+    """Return how the fitted model resamples stimuli with the frame rate of the new session.
 
     None means that such stimuli are not resampled.
 

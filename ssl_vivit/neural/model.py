@@ -258,7 +258,7 @@ class NeuralModel(nn.Module):
         patch_draw: Float[Tensor, "b n"] | None = None,
         cache: FeatureCache | None = None,
     ) -> Float[Tensor, "b d T h w"]:
-        """Compute the feature map, using cached tokens if there are any."""
+        """Compute the feature map; a frozen encoder's output is taken from ``cache`` if stored."""
         if self.adapter is not None:
             video = self.adapter(video)
         tokens, seen = self.tokens(video, behaviour, rates, shown, patch_draw, cache)
@@ -277,7 +277,7 @@ class NeuralModel(nn.Module):
         patch_draw: Float[Tensor, "b n"] | None = None,
         cache: FeatureCache | None = None,
     ) -> tuple[Float[Tensor, "b d t h w"], Tensor]:
-        """Return modulated tokens, and for each frame the number of time steps that have ended.
+        """Return modulated tokens, and for each frame the number of their time steps ended by then.
 
         The adapter must already have been applied to ``video``. The output of a frozen encoder is
         taken from ``cache`` if it is stored there. ``rates`` is the resampling of the stimulus. For
@@ -341,9 +341,9 @@ class NeuralModel(nn.Module):
         rates: FrameRates | None,
         past: Past,
     ) -> Float[Tensor, "b d 1 h w"]:
-        """Return the modulated tokens of the last time step that ends by this frame.
+        """Return the modulated tokens of the last time step that ends by the given frame.
 
-        Before the end of the first time step these are zeros.
+        Before the end of the first time step the tokens are zeros.
         """
         core: Any = core_of(self.encoder, self.block_reader)
         before, shown = past.frames, past.frames + 1
@@ -374,10 +374,10 @@ class NeuralModel(nn.Module):
 
     @contextmanager
     def attention_window(self, steps: int | None) -> Iterator[None]:
-        """Within the block, limit attention of a ViViT to the last ``steps`` time steps.
+        """Within the ``with`` block, limit a ViViT's attention to the last ``steps`` time steps.
 
         Cached features were computed with attention to all steps, so the cache is disabled within
-        the block.
+        the ``with`` block.
 
         Args:
             steps: see :meth:`ViViT.attention_window`. None changes nothing. Ignored for other

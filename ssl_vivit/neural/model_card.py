@@ -20,7 +20,7 @@ def neural_model_card(
     Args:
         model: the model.
         facts: ``SessionFacts`` of its sessions.
-        training: further rows of the card's table, name → value.
+        training: names and values of further rows in the card's table of the model's parts.
     """
     blocks = {}
     if isinstance(model.encoder, ViViT):

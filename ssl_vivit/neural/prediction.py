@@ -136,9 +136,9 @@ class NeuralPredictor(nn.Module, HubModel):
     def _rates(
         self, facts: SessionFacts, *inputs: Any, trial: int = 0
     ) -> Float[Tensor, "B T neurons"]:
-        """Return the rates of trials of one length.
+        """Return the rates in trials of equal length.
 
-        ``trial`` is the number of the first trial in error messages.
+        ``trial`` is the number that error messages give to the first of these trials.
         """
         like = next(self.parameters())
         given = recorded_inputs(facts, *inputs, like=like, first_trial=trial)
@@ -189,7 +189,7 @@ class NeuralPredictor(nn.Module, HubModel):
 
         Args:
             directory: directory to write; its parents are created.
-            training: facts about the training run, for the model card.
+            training: values that describe the training run, by name, for the model card.
 
         Raises:
             ValueError: if ``directory`` holds something else, or cannot be written.

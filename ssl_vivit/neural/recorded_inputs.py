@@ -238,7 +238,7 @@ def _signals(
     expected: tuple[int, ...],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Check behaviour and pupil centre, and return the given ones in a dictionary by name.
+    """Check behaviour and pupil centre. Return those that are not None in a dictionary by name.
 
     Their leading axes must have the lengths ``expected``: (B, T), or () for a single frame.
     """

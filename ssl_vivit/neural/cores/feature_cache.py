@@ -119,7 +119,7 @@ def _keys(inputs: list[Tensor], about: str) -> list[bytes]:
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:
-    """Stack rows like ``torch.stack``, but keep the memory layout of a row (``strides``)."""
+    """Stack tensors like ``torch.stack``, but in the memory layout (strides) of the first one."""
     strides = rows[0].stride()
     order = sorted(range(rows[0].ndim), key=lambda dim: -strides[dim])
     back = [order.index(dim) + 1 for dim in range(len(order))]

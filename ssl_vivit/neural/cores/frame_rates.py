@@ -65,7 +65,7 @@ class FrameRates:
         return resampled * ratio.numerator // ratio.denominator
 
     def seen(self, frames: int, device: torch.device | None = None) -> Int[Tensor, " T"]:
-        """Return, for each recorded frame t, how many resampled frames show frames up to t.
+        """Return, for each recorded frame t, how many resampled frames show t or earlier ones.
 
         Args:
             frames: number of recorded frames.

@@ -54,5 +54,5 @@ class CorticalMap(nn.Module):
             nn.init.zeros_(last.weight)
 
     def forward(self) -> Float[Tensor, "n 2"]:
-        """Return the positions (x, y) of all neurons on the map."""
+        """Return the predicted position (x, y) of each neuron on the feature map."""
         return self.layers(self.coordinates)

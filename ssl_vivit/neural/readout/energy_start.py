@@ -183,7 +183,7 @@ class _Course(NamedTuple):
     def of(
         cls, trials: Sequence[Float[Tensor, "T n"]], pooled: Bool[Tensor, " n"], frames: int
     ) -> _Course:
-        """Estimate the model from trials.
+        """Estimate all attributes from trials.
 
         Args:
             trials: responses, NaN if unknown.
@@ -206,7 +206,7 @@ class _Course(NamedTuple):
         return (responses - self.mean) / self.deviation
 
     def changes(self, responses: Float[Tensor, "T n"]) -> Float[Tensor, "T n"]:
-        """Return standardised responses, each minus ``persistence`` times the previous response."""
+        """Return standardised responses minus ``persistence`` times those one frame earlier."""
         standard = self.standard(responses)
         return standard - self.persistence * F.pad(standard[:-1], (0, 0, 1, 0))
 

@@ -35,8 +35,8 @@ class ReadoutConfig:
 
     Args:
         sampling: ``point`` reads the map at one place, which is drawn from the neuron's Gaussian
-            for each clip in training, and is its mean in evaluation. ``mask`` averages the map
-            under the Gaussian.
+            for each clip in training, and is the Gaussian's mean in evaluation. ``mask`` averages
+            the map under the Gaussian.
         gaussian: ``full`` learns widths and orientation, ``uncorrelated`` one width for x and one
             for y, ``isotropic`` one width for both.
         bias: whether to learn a constant for each neuron.
@@ -336,8 +336,8 @@ class GaussianReadout(nn.Module):
         Returns:
             The penalties by name.
 
-            - ``feature_l1``: sum of the absolute values of a neuron's features
-            - ``spread``: trace of a neuron's covariance, without annealing
+            - ``feature_l1``: sum of the absolute values of a neuron's feature weights
+            - ``spread``: trace of the covariance of a neuron's Gaussian, without ``spread_scale``
             - ``mean_offset``, only with ``cortex="add"``: squared distance of a neuron's position
               from the position that the cortical map predicts
         """

@@ -154,7 +154,7 @@ class LinearReadout(nn.Module):
 def _roughness(
     filters: Float[Tensor, "neurons ..."], axes: Sequence[int], *, edges: bool = False
 ) -> Float[Tensor, " neurons"]:
-    """Return each neuron's sum of squared second differences of its filters along some axes.
+    """Square the second differences of filters along each axis; return their sum per neuron.
 
     Args:
         filters: filters of each neuron.

@@ -166,7 +166,7 @@ _products.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _with_padding(rows: Tensor) -> Tensor:
-    """Append a row of zeros, which is read for the padding of blocks."""
+    """Append a row of zeros, to which the padding index of :func:`_groups` points."""
     return torch.cat((rows, rows.new_zeros(1, *rows.shape[1:])))
 
 

@@ -114,7 +114,7 @@ class TrialsByMovie:
         return PairedMoments.resampled(parts, self._once() if counts is None else counts)
 
     def of_repeats(self, counts: Float[Tensor, "... movies"] | None = None) -> RepeatScores | None:
-        """Return scores of the movies that were shown several times; None without such movies.
+        """Return scores of neurons from movies with repeats; None if no movie was repeated.
 
         Args:
             counts: see :meth:`sums`.

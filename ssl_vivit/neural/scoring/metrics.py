@@ -127,7 +127,7 @@ class PoissonSums:
         )
 
     def loss(self) -> Float[Tensor, " neurons"]:
-        """Return the mean Poisson loss of known responses in nats, without the factorial term."""
+        """Return each neuron's mean Poisson loss of known responses (nats, no factorial term)."""
         return (self.rates - self.log_rates) / self.known
 
     def bits_of_neurons(
@@ -146,11 +146,11 @@ class PoissonSums:
     def bits_together(
         self, null_rates: Float[Tensor, " neurons"] | None = None
     ) -> Float[Tensor, ...]:
-        """Return bits per spike of all neurons together: (...) numbers from sums (..., neurons)."""
+        """Return bits per spike of all neurons together, one value for each leading index (...)."""
         return _bits(self._gain(null_rates).sum(-1), self.responses.sum(-1))
 
     def _gain(self, null_rates: Float[Tensor, " neurons"] | None) -> Float[Tensor, " neurons"]:
-        """Return the log likelihood of the rates minus that of constant rates."""
+        """Return each neuron's log likelihood for its rates minus that for a constant rate."""
         if null_rates is None:
             null = self.responses / self.known.clamp(min=1)
         else:
@@ -165,8 +165,8 @@ class PairedMoments(Moments):
     Attributes:
         count: (..., neurons) number of known responses.
         mean: (2, ..., neurons) means of responses and of rates.
-        deviation: (3, ..., neurons) Σ response², Σ rate² and Σ response · rate, centred on the
-            means.
+        deviation: (3, ..., neurons) Σ response², Σ rate² and Σ response · rate, after subtraction
+            of the means from responses and rates.
     """
 
     @classmethod

@@ -123,7 +123,7 @@ class RepeatScores:
         self.origin = known[:, 0] / self.used.sum(0).clamp(min=1)
 
     def oracle(self) -> Float[Tensor, " neurons"]:
-        """Return the correlation of responses with the mean of the other repeats (jackknife)."""
+        """Return the correlation of a response with the mean of the other repeats (jackknife)."""
         number, others = self.count, (self.count - 1).clamp(min=1)
         total = self.mean * number
         squares = self.deviation + total.square() / number.clamp(min=1)
@@ -160,7 +160,7 @@ class RepeatScores:
         return 1 - unexplained / (self._total_variance() - self._noise_variance())
 
     def correlation_to_average(self) -> Float[Tensor, " neurons"]:
-        """Return the correlation over bins of the repeats' mean response and mean prediction."""
+        """Average responses and predictions over repeats; return their correlation over bins."""
         means = torch.stack((self.mean, self.predicted))
         mean = self._over_bins(means)
         apart = self._over_bins(PairedMoments.squared(means)) - PairedMoments.squared(mean)
@@ -205,7 +205,7 @@ class RepeatScores:
         return self._sum(values) / self.bins
 
     def _over_repeats(self, deviation: Tensor) -> Tensor:
-        """Convert sums of squared deviations over repeats to a variance, averaged over bins."""
+        """Compute variances over repeats from sums of squared deviations; average over bins."""
         return self._over_bins(deviation / (self.count - 1).clamp(min=1))
 
     def _noise_variance(self) -> Tensor:

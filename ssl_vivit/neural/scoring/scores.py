@@ -243,7 +243,7 @@ class NeuralScores:
     def _of_session(
         self, name: str, chosen: _Chosen, counts: Tensor | None = None
     ) -> dict[str, Float[Tensor, ...]]:
-        """Return scores of one session by name, each the mean over the chosen neurons."""
+        """Return one session's scores by name, over the chosen neurons as in :meth:`compute`."""
         scores = self._used(name, chosen, counts)
         means = {key: _mean_of_defined(values) for key, values in scores.items()}
         if "bps" in scores:

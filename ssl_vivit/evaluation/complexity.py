@@ -145,7 +145,7 @@ class ComplexityTable:
         return counts
 
     def markdown(self) -> str:
-        """Return the table, with the paper's numbers if this is a configuration of the paper."""
+        """Return the table in Markdown, with the paper's numbers for the paper's configuration."""
         paper = self.name == "vivit_base_16x2" and not self.overrides and self.num_classes == 400
         head = ["model", "M parameters", *["(paper)"] * paper]
         head += ["GFLOPs", *["(paper)"] * paper, "only the class token in the last block"]

@@ -105,7 +105,7 @@ def _rows(maps: AttentionMaps, heads: bool) -> dict[str, Float[Tensor, "t h w"]]
 
 
 def frame_of_step(config: ViViTConfig, frames: int, step: int) -> int:
-    """Return the middle frame of a time step's tubelets in a clip with ``frames`` frames."""
+    """Return the index of a time step's middle frame in a clip of ``frames`` frames."""
     if config.tubelet_embedding == "uniform_frames":
         return config.frames_of(frames)[step]
     size, stride = config.tubelet_size[0], config.kernel_stride[0]

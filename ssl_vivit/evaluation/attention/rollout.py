@@ -173,7 +173,7 @@ def _through_factorized_encoder(
 def _row_over_time(
     config: ViViTConfig, grid: Grid, read: Readout, steps: Float[Tensor, "b m t"]
 ) -> Float[Tensor, "b m k"]:
-    """Return the weights in the pooled vector of the tokens of Model 2's sequences over time.
+    """Return the weight that each token of Model 2's sequences over time has in the pooled vector.
 
     There is a sequence of k tokens at each of m positions: registers, time steps and, with
     pooling="temporal_cls", the temporal class token. Without temporal layers there are only time

@@ -198,7 +198,7 @@ def _relative_to_uniform(where: Float[np.ndarray, "S h w"]) -> Float[np.ndarray,
 
 
 def _reach(lags: Float[np.ndarray, "S S"]) -> int:
-    """Return the smallest lag, in time steps, up to which lags hold 99 % of the mean attention."""
+    """Return the least k so that lags 0 to k hold 99 % of the mean attention over time steps."""
     mean = lags.mean(0)
     return int(np.searchsorted(np.cumsum(mean), _REACH * mean.sum()))
 

@@ -25,7 +25,7 @@ def video_of_trial(
     """Return the pixels of a trial from the recording of a session.
 
     Args:
-        chosen: the units, which name the session.
+        chosen: selected units of the session.
         folder: folder of the recording.
         trial: number of the trial; None takes the first trial outside the training split.
 

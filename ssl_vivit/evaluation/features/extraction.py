@@ -72,7 +72,7 @@ class EncoderFeatures:
 
 
 class PixelFeatures:
-    """Baseline without an encoder: pixels of a clip, averaged over a coarse grid.
+    """Baseline without an encoder: pixels of a clip, averaged in each cell of a coarse grid.
 
     Args:
         grid: size (t, h, w) of the grid; limited to the clip's size.
@@ -87,7 +87,7 @@ class PixelFeatures:
 
 
 class MotionEnergyFeatures:
-    """Baseline without an encoder: absolute differences of successive frames, averaged over a grid.
+    """Baseline without an encoder: absolute frame differences, averaged in each cell of a grid.
 
     Unlike averaged pixels, the differences contain motion.
 
@@ -181,9 +181,9 @@ class ClipFeatures(NamedTuple):
     """Features and labels of videos.
 
     Attributes:
-        vectors: vectors (n, views, d) of the videos' clips by name of the extractor, in float32 on
-            the CPU.
-        tokens: a :class:`TokenStore` by name of the extractor; empty if tokens were not requested.
+        vectors: for each extractor, by name, vectors (n, views, d) of the videos' clips, in float32
+            on the CPU.
+        tokens: a :class:`TokenStore` for each extractor, by name; empty if not requested.
         labels: labels (n, …) by their name.
         keys: names of the n videos.
     """

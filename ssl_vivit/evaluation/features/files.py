@@ -120,7 +120,7 @@ def load_features(directory: str | Path, kept: Kept | None = None) -> Features:
 
 
 def _with_option(change: str) -> str:
-    """Describe a changed setting by the option of the command that sets it.
+    """Replace the name of a changed setting by the command-line option that sets it.
 
     The argument and the result have the form ``NAME (BEFORE → NOW)``. In the result, NAME is the
     option. A setting without an option keeps its name.
@@ -276,13 +276,13 @@ def write_parts(
     Args:
         encoder: encoder on ``device``.
         dataset: the videos.
-        parts: indices in ``dataset`` of the videos of a feature file, by number of the file.
+        parts: indices in ``dataset`` of the videos of each feature file, by the file's number.
         files: directory of the features.
         kept: "pooled", "tokens" or "both".
         summary: vector of a clip, see :class:`EncoderFeatures`.
         batch_size: number of videos in a batch.
         workers: number of processes that decode videos.
-        broken: reasons for videos that are already known to be broken, by name of the video.
+        broken: error of each video that is already known to be broken, by name of the video.
         device: device of the computation.
         seen: function called with the number of videos of each batch.
     """

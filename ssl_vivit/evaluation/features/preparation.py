@@ -161,7 +161,7 @@ def check_whole_frames(encoder: ViViT, dataset: ClipDataset, name: str) -> None:
 
 
 def fraction_shown(size: Sequence[int], frames: Sequence[int]) -> float:
-    """Return the fraction of a frame in its largest central crop with ``size``'s aspect ratio."""
+    """Return the fraction of a frame inside its largest central crop of ``size``'s aspect ratio."""
     ours, theirs = size[1] / size[0], frames[1] / frames[0]
     return min(ours, theirs) / max(ours, theirs)
 

@@ -38,10 +38,10 @@ def compare(
         with ", ".
 
         - ``units``: number of units with an ellipse by both methods
-        - ``x``, ``y``: Pearson's r of the centres
-        - ``size``: Pearson's r of the logarithms of the sizes
-        - ``distance``: median distance of the centres in pixels
-        - ``near``: fraction of the ``units`` whose centres are within 4 pixels
+        - ``x``, ``y``: Pearson's r between the two methods' coordinates of the centres
+        - ``size``: Pearson's r between the logarithms of the two methods' sizes
+        - ``distance``: median over units of the distance between a unit's two centres, in pixels
+        - ``near``: fraction of the ``units`` whose two centres are within 4 pixels of each other
 
         Correlations are NaN with fewer than three units.
     """

@@ -20,7 +20,7 @@ _WIDEST = 0.25
 
 
 class Ellipses(NamedTuple):
-    """Gaussian receptive fields of n units; NaN for a unit without one.
+    """Gaussian receptive fields of n units; NaN for a unit without a receptive field.
 
     Attributes:
         centres: (n, 2), (x, y); −1 and 1 are the outer edges of the frame.
@@ -46,7 +46,7 @@ class Ellipses(NamedTuple):
 
     @property
     def size(self) -> Float[np.ndarray, " n"]:
-        """Geometric mean of the two standard deviations, in pixels."""
+        """Geometric mean of the standard deviations along the two axes, in pixels."""
         return np.sqrt(self.axes.prod(1))
 
     def masked(self, known: np.ndarray) -> Ellipses:
@@ -88,7 +88,7 @@ def ellipses_of(power: Float[np.ndarray, "n h w"]) -> Ellipses:
 def _adapted(
     power: Float[np.ndarray, "h w"], row: np.ndarray, column: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the centre (x, y), in pixel indices, and the covariance of one map."""
+    """Return the centre (x, y), in pixel indices, and the covariance of one map's Gaussian."""
     unknown = np.full(2, np.nan), np.full((2, 2), np.nan)
     if not np.isfinite(power).all() or power.max() <= 0:
         return unknown

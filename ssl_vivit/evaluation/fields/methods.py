@@ -26,8 +26,8 @@ class Fields:
 
     Attributes:
         ellipses: positions and sizes.
-        kernels: (n, lags), time courses at the peak; lag 0 is the current frame. None for a method
-            without time courses.
+        kernels: (n, lags), time course of each unit where its ``power`` is largest; lag 0 is the
+            current frame. None for a method without time courses.
         images: maps (n, h, w) by name: ``power``, from which the ellipses are computed, and
             ``filter``, the spatial filter at its strongest lag. Empty for a method without maps.
         pixel: width of a pixel of the maps, in pixels of the frame.

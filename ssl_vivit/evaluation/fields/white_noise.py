@@ -89,7 +89,7 @@ class WhiteNoise:
 
 @dataclass(frozen=True)
 class NoiseFields:
-    """Correlations of the rates of n units with white noise, for each square of its patterns.
+    """Correlations of the rates of n units with white noise, for each square of the noise.
 
     Correlations are given in standard deviations of the correlations that arise by chance.
     Rates of a causal model do not depend on later frames. The correlations with later frames
@@ -149,12 +149,12 @@ class NoiseFields:
 
     @property
     def kernels(self) -> Float[np.ndarray, "n lags"]:
-        """Time courses at the peak of ``power``; NaN for units without significant correlations."""
+        """Time course of each unit where ``power`` peaks; NaN without significant correlations."""
         maps = np.where(self.is_linear[:, None, None, None], self.linear, self.squared)
         return np.where(self.significant[:, None], at_peak(maps, self.power), np.nan)
 
     def ellipses(self, noise: WhiteNoise) -> Ellipses:
-        """Return the ellipses of the receptive fields; NaN without significant correlations.
+        """Return the units' ellipses; NaN for a unit without significant correlations.
 
         Args:
             noise: the white noise with which the rates were correlated.
@@ -254,7 +254,7 @@ class _Sums:
                 self.shown[kind, place] += seen.sum(0)
 
     def fields(self) -> NoiseFields:
-        """Return the correlations."""
+        """Return the correlations of the rates with the noise, computed from the sums."""
         mean = self.rates[:, None, None] / self.frames
         covariance = (self.products - mean * self.shown[:, None]) / self.frames
         # While a pattern is held, the next frames equal the current one and are no control.

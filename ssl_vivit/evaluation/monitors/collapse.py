@@ -28,8 +28,9 @@ def feature_geometry(features: Float[Tensor, "n views d"]) -> dict[str, float]:
     Returns:
         A dictionary of measures.
 
-        - ``val/feature_std``: standard deviation over videos times √d; 1 if features are spread
-          evenly over all directions, 0 if they are equal (Chen & He 2021, Sec. 4.1)
+        - ``val/feature_std``: standard deviation over videos, averaged over dimensions, times √d; 1
+          if features are spread evenly over all directions, 0 if they are equal (Chen & He 2021,
+          Sec. 4.1)
         - ``val/effective_rank``: effective number of directions in which features differ
         - ``val/uniformity``: uniformity of the first two views, or of the only view (Wang & Isola
           2020)

@@ -85,7 +85,7 @@ def retrieval_top1(features: Float[Tensor, "n views d"]) -> float:
 def chance(n: int, views: int) -> float:
     """Return the chance level of retrieval among n videos with ``views`` views each.
 
-    It is the fraction of all other views that are of the same video as a view.
+    For a given view, it is the fraction of all other views that are of the same video.
     """
     return (views - 1) / (n * views - 1)
 

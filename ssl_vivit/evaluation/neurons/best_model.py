@@ -51,7 +51,7 @@ class BestModel:
 
 
 def best_score(run_dir: Path) -> dict[str, Any] | None:
-    """Return step, name and value of the best validation score of a run; None if none is stored.
+    """Return training step, name and value of a run's best validation score; None without one.
 
     Raises:
         DataError: if the file ``best/score.json`` is damaged.

@@ -178,7 +178,7 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def score_training_repeats(sessions: Sessions) -> dict[str, dict[str, float]]:
-    """Score a reference: the mean response to a movie in training trials predicts its test trials.
+    """Score a reference: the mean training response to a movie predicts the movie's test trials.
 
     Returns:
         Tier → scores, which are named as by ``NeuralScores.compute``. A tier is left out if

@@ -77,7 +77,7 @@ class TierResult(NamedTuple):
     of_neurons: NeuralScores | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything except the scores of single neurons, as JSON values."""
+        """Return all attributes except ``of_neurons``, as JSON values."""
         return {name: value for name, value in self._asdict().items() if name != "of_neurons"}
 
 

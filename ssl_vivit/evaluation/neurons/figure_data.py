@@ -80,7 +80,7 @@ def draw_traces(
     figures: Path,
     device: torch.device | str,
 ) -> None:
-    """Draw recorded and predicted responses of the best, median and worst neuron in one trial."""
+    """Draw responses in one trial, recorded and predicted, of the best, median and worst neuron."""
     measure, values, ranked = _ranked(scores, session.name)
     if not len(ranked):
         return
@@ -166,7 +166,7 @@ def _clips(trials: TrialBatches, device: torch.device | str) -> Tensor | None:
 
 
 def _ranked(scores: NeuralScores, session: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """Rank the neurons of a session by bits per spike, or else by single-trial correlation.
+    """Rank a session's neurons by bits per spike; if undefined, by single-trial correlation.
 
     Returns:
         Label of the score, scores of all neurons, and indices of the neurons with finite scores,

@@ -33,10 +33,11 @@ class ReceptiveFields(NamedTuple):
     """Gradients of rates with respect to the video, over many stimuli.
 
     Attributes:
-        filters: (n, lags, H, W), first singular vector of the gradients over stimuli, times the
-            root mean square of the gradients along it. The last lag is the current frame. For a
-            linear unit this is the filter, and for an energy unit one phase of the filter.
-        energy: (n, H, W), mean square of the gradients, summed over lags.
+        filters: (n, lags, H, W), first right singular vector of the gradients (stimuli × pixels),
+            times the root mean square, over stimuli, of their projections onto it. The last lag is
+            the current frame. For a linear unit this is the filter, and for an energy unit one
+            phase of the filter.
+        energy: (n, H, W), squared gradients, averaged over stimuli and then summed over lags.
         centres: (n, 2), (x, y) of the energy's centre of mass; −1 and 1 are the frame's edges.
     """
 

@@ -51,8 +51,8 @@ class PositionsFound(NamedTuple):
     """Agreement of the readouts' positions with the true receptive fields.
 
     Attributes:
-        x: Pearson's r of readout and true x over neurons.
-        y: Pearson's r of readout and true y over neurons.
+        x: Pearson's r, over neurons, of the readout's x position and the true x position.
+        y: Pearson's r, over neurons, of the readout's y position and the true y position.
         near: fraction of neurons whose readout is within ``NEAR_PIXELS`` pixels of the true
             position.
     """
@@ -174,7 +174,7 @@ def summary(
         run_dir: the run's directory.
         made: result of :func:`report`.
         sessions: sessions that the model was trained on.
-        fresh: command that trains the model without pretrained weights; None if it has none.
+        fresh: command that trains the model without pretrained weights; None if the run used none.
     """
     rows = {"model": str(run_dir / "model")}
     best = best_score(run_dir)
@@ -209,7 +209,7 @@ def summary(
 
 
 def _score_rows(session: str, tier: str, made: TierScores, neurons: int) -> dict[str, str]:
-    """Return the scores of a session on a tier as rows of the summary: label → text.
+    """Return the scores for one session and tier as rows of the summary: label → text.
 
     A text has the model's score, and the scores of the true rates and of held-out neurons if they
     are known. For FEVE and CC_norm it has the number of neurons over which the score is averaged.

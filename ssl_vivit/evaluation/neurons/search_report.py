@@ -58,7 +58,7 @@ def write_search(study: optuna.Study, run_dir: Path, metric: str) -> bool:
 
 
 def value(trial: optuna.trial.FrozenTrial) -> float:
-    """Return the score of a trial, or the last score of a pruned trial; NaN if it has none."""
+    """Return a trial's score, or a pruned trial's last intermediate score; NaN without a score."""
     return float("nan") if trial.value is None else trial.value
 
 

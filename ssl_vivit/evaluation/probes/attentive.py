@@ -183,7 +183,7 @@ def attentive_predict(
 
 
 def _shuffled(index: Tensor, config: AttentiveConfig, seed: int) -> Iterator[Tensor]:
-    """Yield the indices of a batch for each step, in a new order in every epoch."""
+    """Yield the video indices of each step's batch, in a new random order in every epoch."""
     epochs = math.ceil(config.steps / math.ceil(len(index) / config.batch_size))
     batches = (
         part
@@ -198,7 +198,7 @@ def _shuffled(index: Tensor, config: AttentiveConfig, seed: int) -> Iterator[Ten
 def _statistics(
     store: TokenStore, views: slice, index: Tensor, batch_size: int
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Return mean and standard deviation of each feature over tokens of the videos ``index``."""
+    """Return each feature's mean and standard deviation over all tokens of the videos ``index``."""
     count, total = 0, torch.zeros(2, store.shape[-1], dtype=torch.float64)
     for some in index.split(batch_size):
         tokens = store.read(some, views).flatten(0, 1).double()

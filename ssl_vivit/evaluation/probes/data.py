@@ -130,7 +130,7 @@ class Parts(NamedTuple):
 
 
 def _warn_of_missing_classes(parts: Sequence[Part]) -> None:
-    """Log a warning for a part that lacks classes of a labelled folder, in the main process."""
+    """Log a warning, in the main process, for a part without videos of some of the classes."""
     for what, part in zip(("training", "test"), parts, strict=True):
         if isinstance(part.labels, FolderLabels) and os.environ.get("RANK", "0") == "0":
             keys = [part.videos.keys[i] for i in part.indices]

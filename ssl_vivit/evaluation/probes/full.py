@@ -46,7 +46,7 @@ def finetune(
     """Train a copy of an encoder on the training part and score it on the test part.
 
     Args:
-        subject: the encoder, of which a copy is trained; of several encoders, that of ``seed``.
+        subject: one or several encoders; a copy of ``subject.of_seed(seed)`` is trained.
         parts: labelled videos for training and for testing.
         config: settings of fine-tuning.
         seed: seed of the head, the clips and the selection of videos.
@@ -180,7 +180,7 @@ def _middle_labels(dataset: ClipDataset, indices: np.ndarray, labels: Labels) ->
 def _predict(
     subject: Subject, objective: Supervised, part: Part, seed: int, batch_size: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
-    """Return predictions for test videos, averaged over clips, with labels and names of videos."""
+    """Return predictions (averaged over clips), labels and names of the test videos."""
     device = next(objective.parameters()).device
     batches = part.batches(subject.prepared, part.drawn(seed, "test videos"))
     found: list[dict[str, Tensor]] = []

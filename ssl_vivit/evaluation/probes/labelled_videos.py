@@ -94,7 +94,7 @@ class FolderLabels:
         self.targets: tuple[Target, ...] = (Target("class", "class", len(self.classes)),)
 
     def missing_classes(self, keys: Sequence[str]) -> str | None:
-        """Return a phrase for a message that names the classes without any of the videos ``keys``.
+        """Return a phrase for a message, naming the classes to which no video in ``keys`` belongs.
 
         None if all classes have videos.
         """

@@ -89,9 +89,9 @@ def predict(
 def standardised(
     train: Float[Tensor, "n d"], test: Float[Tensor, "m d"]
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
-    """Standardise both parts by mean and standard deviation of the training part.
+    """Standardise training and test features by mean and standard deviation of the training part.
 
-    Constant features become 0. The results are float64 on the CPU.
+    Features that are constant in the training part become 0. The results are float64 on the CPU.
     """
     train, test = train.double().cpu(), test.double().cpu()
     mean, std = train.mean(0), train.std(0, correction=0)
@@ -169,7 +169,7 @@ def ridge(
 def _ridge_path(
     train: Tensor, labels: Tensor, test: Tensor, penalties: tuple[float, ...] | list[float]
 ) -> Float[Tensor, "penalties m k"]:
-    """Return predictions for all penalties, from the eigenvectors of the smaller Gram matrix."""
+    """Return predictions for all penalties, by one eigendecomposition over clips or features."""
     n, d = train.shape
     centre, level = train.mean(0), labels.mean(0)
     x, y, z = train - centre, labels - level, test - centre

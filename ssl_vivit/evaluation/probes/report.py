@@ -85,7 +85,7 @@ class ProbeScores:
         return Estimate.of(self.rows[row][target], self.resampled[row][target])
 
     def difference(self, row: Row, other: Row, target: str) -> Estimate:
-        """Return the difference of two rows' scores, paired by seed and by test video."""
+        """Return the score of ``row`` minus that of ``other``, paired by seed and by test video."""
         return Estimate.of(
             [a - b for a, b in zip(self.rows[row][target], self.rows[other][target], strict=True)],
             [
@@ -108,9 +108,9 @@ class ProbeScores:
         return [r for r in others if r.clips == row.clips] or others
 
     def beats_baselines(self, row: Row, target: str) -> bool:
-        """Return whether a row's score is over two standard errors above every baseline and chance.
+        """Return whether a score is above chance and all baselines by over two standard errors.
 
-        The standard error is that of the difference, over seeds and test videos.
+        The standard errors are those of the differences, over seeds and test videos.
         """
         others = self.baselines(row)
         ours, level = self.estimate(row, target), self.chance_level(target)
@@ -198,7 +198,7 @@ class ProbeScores:
         """Draw bars of scores by probe and features, with one panel for each target.
 
         Error bars are standard errors, and a dashed line is chance. A caption explains missing
-        error bars and caps.
+        error bars, and error bars without caps.
         """
         probes = list(dict.fromkeys(row.probe for row in self.rows))
         names = list(dict.fromkeys(_label(row) for row in self.rows))

@@ -162,7 +162,7 @@ def _r2(predicted: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
 def _cumulative_weights(
     scores: Tensor, positive: Tensor, weights: Tensor
 ) -> tuple[Float[Tensor, "resamples steps"], Float[Tensor, "resamples steps"]]:
-    """Sum the weights of all clips with a score at or above each distinct score.
+    """For each distinct score, sum the weights of all clips with this or a higher score.
 
     Returns:
         Sums over positive clips and sums over all clips, both (resamples, distinct scores), in

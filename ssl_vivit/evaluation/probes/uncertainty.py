@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
     Attributes:
         mean: mean over seeds.
         over_seeds: standard error of the mean from the variation over seeds; NaN for one seed.
-        over_videos: standard deviation of the mean over resamples of the test videos.
+        over_videos: standard deviation, over resamples of the test videos, of the mean over seeds.
     """
 
     mean: float
@@ -77,7 +77,7 @@ class Estimate(NamedTuple):
 def video_weights(
     keys: Sequence[str], resamples: int = RESAMPLES
 ) -> Float[Tensor, "resamples videos"]:
-    """Return the count of each video in each resample, as float64.
+    """Return the count of each video in each resample, float64 (resamples, videos).
 
     Args:
         keys: names of the videos.

@@ -110,7 +110,7 @@ class RunFiles:
 
     @property
     def exported(self) -> dict[str, Any]:
-        """Record of training in config.json of the exported model or encoder; empty without it."""
+        """Record of training in config.json of the exported model or encoder; empty if missing."""
         for name in ("model", "encoder"):
             found = self.json(f"{name}/config.json")
             if found is not None and isinstance(found.get("training"), dict):

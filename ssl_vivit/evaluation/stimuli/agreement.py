@@ -42,7 +42,7 @@ class Agreement(NamedTuple):
     shuffled: Float[np.ndarray, " n"] | None = None
 
     def to_json(self) -> dict[str, dict[str, float]]:
-        """Return the median over units and the controls of each correlation, as JSON values."""
+        """Return each correlation's median over units, and its controls, as JSON values."""
         told: dict[str, dict[str, float]] = {
             "space": {
                 "units": len(self.space),

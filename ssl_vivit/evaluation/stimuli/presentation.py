@@ -66,5 +66,5 @@ class Presentation:
         return torch.cat([lead, stimulus], 1) + self.grey
 
     def responses(self, rates: Float[Tensor, "b frames n"]) -> Float[Tensor, "b n"]:
-        """Return the mean rates over the last ``response`` frames."""
+        """Return each neuron's mean rate over the last ``response`` frames."""
         return rates[:, -self.response :].mean(1)

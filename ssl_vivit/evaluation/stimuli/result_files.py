@@ -132,7 +132,7 @@ def _columns(kind: Kind, found: Found, unit_ids: Sequence[int]) -> dict[str, lis
 
 
 def _percentiles(responses: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return, for each unit, the percentage of k reference responses below its response."""
+    """Return the percentage of each unit's reference responses (k, n) below its response (n,)."""
     return 100 * (others < responses).mean(0)
 
 

@@ -169,7 +169,7 @@ def _slices(means: np.ndarray, best: np.ndarray) -> dict[str, np.ndarray]:
 def _contrast_curves(
     show: _Shown, preferred: Sequence[Grating], contrasts: Sequence[float], own: Tensor, bar: tqdm
 ) -> Float[np.ndarray, "n k"]:
-    """Return responses to each unit's best grating at all contrasts.
+    """Return the responses (n, k) of each unit to its own best grating at all k contrasts.
 
     If several units have the same best grating, it is shown once.
     """
@@ -194,7 +194,7 @@ def _size_curves(
     centres: Float[np.ndarray, "n 2"],
     bar: tqdm,
 ) -> Float[np.ndarray, "n k"]:
-    """Return responses to patches of each unit's best grating at the unit's centre."""
+    """Return each unit's responses (n, k) to patches of its best grating at its own centre."""
     _extend(bar, len(own) * len(sizes))
     curves = []
     for grating, unit, (x, y) in zip(preferred, own, centres.tolist(), strict=True):

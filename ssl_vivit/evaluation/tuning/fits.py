@@ -25,8 +25,8 @@ class Function:
         names: names of the parameters.
         curve: function from values x of the stimulus property, and from the parameters as further
             arguments, to responses.
-        limits: function from values x and responses y of a measured curve to the smallest values
-            and the largest values of all parameters.
+        limits: function from values x and responses y of a measured curve to the lower limits and
+            the upper limits of all parameters.
         starts: function from x and y to a list of initial parameters. A fit is made from each, and
             the best fit is used.
     """
@@ -122,7 +122,7 @@ def fit_all(
 
 
 def _bump(degrees: Values, centre: float, concentration: float, period: float) -> Values:
-    """Evaluate a von Mises function with peak 1."""
+    """Evaluate a von Mises function with maximum 1 at ``centre``."""
     return np.exp(concentration * (np.cos(2 * np.pi * (degrees - centre) / period) - 1))
 
 

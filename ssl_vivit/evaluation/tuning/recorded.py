@@ -27,10 +27,10 @@ class Agreement(NamedTuple):
             mean over trials outside training; NaN without training trials.
         reliability: (n,), correlation of the recorded curves of two random halves of the trials,
             averaged over splits.
-        other_units: (shuffles,), correlation of the recorded curve and the predicted curve of
-            another unit, averaged over units.
-        other_movies: (shuffles,), correlation of the recorded curve and the predicted curve with
-            its movies permuted, averaged over units.
+        other_units: (shuffles,), correlation of each unit's recorded curve with the predicted
+            curve of another unit, averaged over units.
+        other_movies: (shuffles,), correlation of each unit's recorded curve with its predicted
+            curve after permuting the movies of the latter, averaged over units.
     """
 
     model: Float[np.ndarray, " n"]
@@ -40,7 +40,7 @@ class Agreement(NamedTuple):
     other_movies: Float[np.ndarray, " shuffles"]
 
     def to_json(self) -> dict[str, Any]:
-        """Return mean and median over units, and mean and 95 % range of the controls."""
+        """Return mean and median of correlations over units; mean and 95 % range of controls."""
         told: dict[str, Any] = {"units": len(self.model)}
         for name in ("model", "training", "reliability"):
             values = getattr(self, name)

@@ -79,7 +79,7 @@ class Host:
         return self.rank == 0
 
     def mean(self, values: Sequence[float]) -> list[float]:
-        """Return the mean of each value over all processes; the mean is NaN if any process has NaN."""
+        """Return the mean of each value over all processes; a NaN in one process makes it NaN."""
         if self._group is None:
             return list(values)
         vector = torch.tensor(values, dtype=torch.float64)

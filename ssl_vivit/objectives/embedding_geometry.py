@@ -20,7 +20,7 @@ def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]) -> Floa
 
 
 def uniformity(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Return log mean exp(−2 · squared distance) over all pairs (Wang & Isola 2020).
+    """Return the log of the mean of exp(−2 · squared distance) over all pairs (Wang & Isola 2020).
 
     Lower values are more uniform.
 

@@ -58,7 +58,7 @@ class HeldOutNeurons(NeuralPrediction):
         self.train()
 
     def train(self, mode: bool = True) -> HeldOutNeurons:
-        """Set the mode of the readouts; keep all other parts in eval mode."""
+        """Set training or eval mode of the readouts; keep all other parts in eval mode."""
         super().train(mode)
         for name, part in self.model.named_children():
             if name != "session_readouts":

@@ -51,7 +51,7 @@ class Reconstruction(NamedTuple):
         video: (b, c, T, H, W) clips, cropped to the area that tubelets cover.
         predicted: (b, c, T, H, W) clips with hidden tubelets replaced by predictions.
         hidden: (b, t, h, w) mask, True for hidden tubelets.
-        frames: indices of the T frames in the clip.
+        frames: for each of the T frames, its index in the original clip.
         rescaled: whether predictions have been rescaled by mean and standard deviation of the true
             pixels of the hidden tubelet.
     """

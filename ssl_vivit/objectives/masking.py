@@ -40,7 +40,7 @@ class TubeletMask(NamedTuple):
 
     @property
     def for_encoder(self) -> dict[str, Tensor]:
-        """Keyword argument of an encoder that selects the visible tubelets."""
+        """Dictionary with the keyword argument that passes the visible tubelets to an encoder."""
         return {"visible_tokens" if self.by_token else "visible": self.visible}
 
     def to(self, device: torch.device) -> TubeletMask:
@@ -136,7 +136,7 @@ def nearest_visible(
     Args:
         mask: the masks.
         grid: grid of the tokens of a clip.
-        count: number of visible tubelets to find; at most the number of visible tubelets.
+        count: number of visible tubelets to find for each hidden tubelet; at most all of the clip.
 
     Returns:
         Two arrays (b, m, count) for the m hidden tubelets of each clip, nearest first: indices of

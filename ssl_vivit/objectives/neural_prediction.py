@@ -378,7 +378,7 @@ def _position_noise(
 def _distinct(
     videos: Sequence[tuple[Tensor, list[int] | None]],
 ) -> tuple[Tensor, list[int] | None]:
-    """Return each distinct video once, and for each clip the index of its video.
+    """Return the distinct videos of all sessions, and for each clip its index among them.
 
     The second value is None if all videos are distinct.
 
@@ -404,7 +404,7 @@ def poisson_sum(
     known: Bool[Tensor, "b T neurons"],
     eps: float,
 ) -> Float[Tensor, ""]:
-    """Return the negative Poisson log likelihood, without the factorial term, over known responses.
+    """Sum the negative Poisson log likelihood of known responses, without the factorial term.
 
     Args:
         rates: expected responses, which must be positive.

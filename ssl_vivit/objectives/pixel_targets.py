@@ -96,7 +96,7 @@ class PixelScale:
         self.spread = pixels.var(-1, keepdim=True).sqrt() + _EPSILON
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Normalise pixels by mean and standard deviation; the result is the decoder's target."""
+        """Return the target of the decoder: pixels normalised within each tubelet and channel."""
         return (pixels - self.mean) / self.spread
 
     def restored(self, targets: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class PixelScale:
 def denormalised(
     video: Float[Tensor, "b c T H W"], mean: Tensor, std: Tensor
 ) -> Float[Tensor, "b c T H W"]:
-    """Convert normalised clips to pixels in [0, 1], in float32 or float64."""
+    """Convert clips normalised by ``mean`` and ``std`` to pixels in [0, 1] (float32 or float64)."""
     shape = (-1, 1, 1, 1)
     exact = video if video.dtype == torch.float64 else video.float()
     return exact * std.to(exact).view(shape) + mean.to(exact).view(shape)

@@ -53,7 +53,7 @@ class Supervised(Objective):
         self.classifier = VideoClassifier(encoder, outputs, drop_rate=drop_rate)
 
     def forward(self, batch: dict[str, Any]) -> Step:
-        """Compute the mean of the targets' losses.
+        """Compute the loss of a batch: the mean of the losses of all targets.
 
         Args:
             batch: dictionary with ``clips`` (b, views, C, T, H, W) and ``labels``, a dictionary

@@ -31,7 +31,7 @@ class Target:
 
 
 def columns(labels: Tensor, target: Target) -> Float[Tensor, "n width"]:
-    """Convert labels to columns of numbers for regression; classes become one-hot columns."""
+    """Convert n labels to numbers (n, width) for regression; classes become one-hot rows."""
     if target.kind == "class":
         return F.one_hot(labels.long(), target.width).double()
     return labels.double().reshape(len(labels), target.width)

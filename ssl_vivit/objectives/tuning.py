@@ -40,7 +40,7 @@ class TunedNeuralPrediction(NeuralPrediction):
 
     Raises:
         NeuralModelError: for ``last_blocks`` if the encoder is not a ViViT, or if readouts use
-            fewer blocks of it.
+            fewer of its blocks than ``tuning.last_blocks``.
     """
 
     def __init__(

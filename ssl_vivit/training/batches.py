@@ -16,7 +16,7 @@ from ssl_vivit.training.processes import Host
 
 @runtime_checkable
 class Batches(Protocol):
-    """Protocol of a loader that can start at any step and loads one process's part of a batch."""
+    """Protocol of a loader that can start at any step and loads a process's part of each batch."""
 
     def steps_per_epoch(self, total_batch_size: int) -> int: ...
 

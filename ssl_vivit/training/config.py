@@ -86,7 +86,7 @@ class TrainingConfig:
         profile: number of steps to profile, from the fourth step on; 0 profiles none. The time of
             each phase is printed, and a trace for ui.perfetto.dev is written to profile.json in
             run_dir.
-        log_every: steps between lines of metrics.jsonl and the tracker.
+        log_every: steps between two logged lines in metrics.jsonl and the tracker.
         tracker: wandb, which logs offline if no account is set up; none writes only metrics.jsonl.
         project: the tracker's project; null is the value of WANDB_PROJECT, or ssl_vivit if that is
             not set.

@@ -487,7 +487,7 @@ class _Run:
             tqdm.write(line, file=sys.stderr)
 
     def _stopped(self) -> FitResult:
-        """Save the step if a signal ended the run, and return a result without an export."""
+        """Save the step if a signal ended the run; in any case, return a result without export."""
         received = [name for name in self.host.gather(self.interruption.received) if name]
         if received:
             saved = self.checkpoints.newest is not None and step_of(self.checkpoints.newest)

@@ -79,7 +79,7 @@ class Host:
         return self.rank == 0
 
     def mean(self, values: Sequence[float]) -> list[float]:
-        """Return the mean of each value over all processes; it is NaN if any process has NaN."""
+        """Return the mean of each value over all processes; a NaN in one process makes it NaN."""
         if self._group is None:
             return list(values)
         vector = torch.tensor(values, dtype=torch.float64)
@@ -105,7 +105,7 @@ class Host:
         ]
 
     def gather_rows(self, own: Tensor) -> list[Tensor]:
-        """Return the tensors of all processes, in order of rank.
+        """Return a list of the tensors of all processes, in order of rank.
 
         Args:
             own: CPU tensor of this process. Only the length of the first axis may differ between

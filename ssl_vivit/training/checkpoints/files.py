@@ -244,7 +244,7 @@ def prune(newest: Path, keep: int) -> None:
 
 
 def sweep(parent: Path) -> None:
-    """Remove incomplete checkpoints of killed runs."""
+    """Remove the directories of checkpoints that killed runs did not finish writing."""
     for leftover in parent.glob(f"{PARTIAL}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -91,7 +91,7 @@ def copies_on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _full(model: nn.Module) -> Any:
-    """Return options for the full state. Tensors sharded by FSDP2 are gathered on the CPU one by one."""
+    """Return torch's options for a full state; FSDP2's sharded tensors go to the CPU one by one."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions
     from torch.distributed.tensor import DTensor
 

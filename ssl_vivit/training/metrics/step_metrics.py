@@ -19,10 +19,10 @@ class StepMetrics:
     Attributes:
         step: number of the step, from 1.
         names: names of the metrics.
-        numbers: losses of the micro-batches, gradient norm, and metrics averaged over
+        numbers: losses of the micro-batches, then gradient norm, then metrics averaged over
             micro-batches; on the host.
         copied: event that marks the end of the copy; None on the CPU.
-        keys: names of the samples, for each micro-batch.
+        keys: for each micro-batch, the names of its samples.
         clips: number of clips in this process's micro-batches.
         learning_rate: learning rate of the step.
     """

@@ -123,7 +123,9 @@ class Tracking:
 
 
 def cut_off(path: Path, step: int) -> list[int]:
-    """Remove damaged lines and lines after ``step`` from a metrics file; at step 0 all lines.
+    """Remove damaged lines and lines of steps after ``step`` from a metrics file.
+
+    If ``step`` is 0, all lines are removed.
 
     Returns:
         Numbers of the damaged lines, from 1. An unfinished last line is not reported: a killed
@@ -161,7 +163,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def wandb_mode() -> Literal["online", "offline", "disabled"]:
-    """Return the mode of wandb from the environment, or online if there is an account.
+    """Return wandb's mode: as set in the environment, else online with an account, else offline.
 
     Raises:
         RunError: if WANDB_MODE is not online, offline or disabled.

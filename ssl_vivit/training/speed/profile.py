@@ -61,7 +61,7 @@ class PhaseTimes:
                 self._events.append((name, begin, end))
 
     def device(self) -> dict[str, float]:
-        """Wait for the GPU, and return seconds of its stream by name of the phase.
+        """Wait for the GPU, and return seconds on its stream for the name of each phase.
 
         Here the time of an outer phase includes its inner phases. On a CPU the result is empty.
         """

@@ -48,7 +48,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time of the block."""
+        """Exclude the time of the block from the measured time."""
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start

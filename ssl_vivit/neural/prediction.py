@@ -288,8 +288,9 @@ def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[Se
     by_name = {each.name: each for each in facts}
     if by_name.keys() != set(model.sessions) or len(by_name) != len(facts):
         raise NeuralModelError(
-            f"the model has sessions {', '.join(model.sessions)}, but the facts are of "
-            f"{', '.join(each.name for each in facts) or 'none'}; give the facts of each session"
+            f"the model has sessions {', '.join(model.sessions)}, but the "
+            f"SessionFacts are of {', '.join(each.name for each in facts) or 'no session'}; give "
+            "the SessionFacts of each session"
         )
     ordered = [by_name[name] for name in model.sessions]
     for each in ordered:

@@ -405,7 +405,7 @@ def test_inputs_that_were_not_recorded_are_refused(predictor, inputs, message):
 def test_facts_of_other_sessions_are_refused_when_saving(tmp_path):
     model = vivit()
     with pytest.raises(
-        NeuralModelError, match=r"has sessions mouse.1, mouse/2, but the facts are of"
+        NeuralModelError, match=r"has sessions mouse.1, mouse/2, but the SessionFacts are of"
     ):
         save_neural_model(model, tmp_path / "model", FACTS[:1])
     with pytest.raises(NeuralModelError, match=r"'mouse/2' have 3 neurons, but its readout has 2"):

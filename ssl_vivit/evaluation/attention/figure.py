@@ -81,7 +81,7 @@ def attention_over_frames(
 
 
 def _rows(maps: AttentionMaps, heads: bool) -> dict[str, Float[Tensor, "t h w"]]:
-    """Return the attention maps of a clip, as multiples of uniform attention, by row title.
+    """Return the title of each row of the figure → attention map, as multiples of uniform attention.
 
     If there are several clips, the maps are those of the first.
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FieldsCommand:
-    """Measure receptive fields of a model of neurons by readouts, gradients and white noise.
+    """Measure receptive fields of a model of neurons by readout positions, gradients and white noise.
 
     Args:
         model: directory of a run or an exported model; may be given as the first argument.
@@ -34,7 +34,8 @@ class FieldsCommand:
         around: stimuli at which gradients are computed: noise, grey, or the folder of the session's
             recording, whose movies are used.
         against: folder of a simulated session; its true receptive fields are also compared.
-        past: seconds before a response that receptive fields cover; above 0 and at most 10.
+        past: duration of receptive fields: seconds into the past of a response; above 0 and at most
+            10.
         check: side of the squares of white noise in pixels.
         hold: number of frames for which a pattern of white noise is shown.
         contrast: contrast of white noise; 1 is the largest that fits around the grey level.

@@ -192,10 +192,10 @@ class RepeatScores:
         )
 
     def _sum(self, values: Float[Tensor, "*dims bins neurons"]) -> Tensor:
-        """Sum over the bins of each movie, then over movies, which are weighted by ``counts``.
+        """Sum values over the bins of each movie, then over movies, weighted by ``counts``.
 
-        Only bins with at least two known responses enter. The result is (*dims, ..., neurons), with
-        the leading axes of ``counts``.
+        Bins with fewer than two known responses (not NaN) are left out. In the result the axis of
+        bins is replaced by the axes of ``counts`` before its last, such as one of resamples.
         """
         lengths = [len(movie.moments.count) for movie in self.movies]
         parts = values.masked_fill(~self.used, 0).split(lengths, dim=-2)

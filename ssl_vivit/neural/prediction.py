@@ -297,8 +297,8 @@ def facts_in_order(model: NeuralModel, facts: Sequence[SessionFacts]) -> list[Se
         neurons = getattr(model.readouts[each.name], "neurons", len(each.unit_ids))
         if neurons != len(each.unit_ids):
             raise NeuralModelError(
-                f"the facts of session {each.name!r} have {len(each.unit_ids)} neurons, but its "
-                f"readout has {neurons}; give the facts with which the model was built"
+                f"SessionFacts of {each.name!r} have {len(each.unit_ids)} neurons, but its readout "
+                f"has {neurons}; give the SessionFacts with which the model was built"
             )
     return ordered
 

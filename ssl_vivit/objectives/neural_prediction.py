@@ -284,8 +284,8 @@ class NeuralPrediction(Objective):
         names = [fact.name for fact in self.facts]
         if sorted(names) != sorted(sessions):
             raise ValueError(
-                f"facts are of sessions {', '.join(names) or 'none'}, but the model has "
-                f"{', '.join(sessions)}; give facts of each of these"
+                f"SessionFacts are of sessions {', '.join(names) or 'none'}, but the model has "
+                f"{', '.join(sessions)}; give SessionFacts of each of these"
             )
         if self.session_shares is not None and self.session_shares.keys() != {*sessions}:
             raise ValueError(

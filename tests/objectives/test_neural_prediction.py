@@ -519,5 +519,7 @@ def test_shares_of_other_sessions_are_refused():
 
 
 def test_facts_of_other_sessions_are_refused():
-    with pytest.raises(ValueError, match=r"facts are of sessions b, but the model has a\.1, b"):
+    with pytest.raises(
+        ValueError, match=r"SessionFacts are of sessions b, but the model has a\.1, b"
+    ):
         NeuralPrediction(model(), facts=facts({"b": 5}))

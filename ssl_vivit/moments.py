@@ -74,5 +74,5 @@ class Moments:
 
     @property
     def varies(self) -> np.ndarray:
-        """Whether the values of a variable differ by more than float32 rounding (boolean array)."""
+        """Mask of variables whose values differ by more than float32 rounding."""
         return self.std > np.finfo(np.float32).eps * np.abs(self.mean)

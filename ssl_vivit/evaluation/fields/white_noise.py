@@ -125,7 +125,7 @@ class NoiseFields:
 
     @property
     def is_linear(self) -> Bool[np.ndarray, " n"]:
-        """Whether each unit correlates at least as strongly with contrast as with squared contrast.
+        """Mask of units that correlate at least as strongly with contrast as with squared contrast.
 
         This compares the two columns of :attr:`above`.
         """

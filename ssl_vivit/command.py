@@ -64,7 +64,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 def writer_of(config: Path) -> str | None:
     """Return the script whose run wrote a config file; None if the file does not name one."""
-    first = config.read_text().partition("\n")[0]
+    # A damaged file must not raise here: its reader reports the damage.
+    first = config.read_text(errors="replace").partition("\n")[0]
     return first.removeprefix(WRITTEN_BY) if first.startswith(WRITTEN_BY) else None
 
 

@@ -268,9 +268,9 @@ class _Run:
         begun = f", from step {self.step}" if self.step else ""
         self._say(f"device   {device_name(accelerator.device)}, {precision}, {processes}")
         if (accelerator.device.type, precision) == ("cpu", "bf16") and (
-            torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+            torch.backends.cpu.get_cpu_capability() == "AVX2"
         ):
-            self._say("this CPU emulates bf16; --training.precision fp32 is faster here")
+            self._say("this CPU emulates bf16; --training.precision fp32 is usually faster")
         self._say(f"steps    {config.steps} of {config.total_batch_size} samples{begun}")
         self._say(f"results  {self.run_dir}")
         warmup = config.optimizer.warmup_steps

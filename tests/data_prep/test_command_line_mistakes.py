@@ -89,7 +89,7 @@ def test_an_unknown_option_names_the_nearest(main, argv, message, capsys):
 
 
 def test_values_that_begin_with_dashes_are_not_options(tmp_path, capsys):
-    """As in argparse, words with a space and words after ``--`` are values."""
+    """The check accepts words with a space, and words after ``--``, as values."""
     for words in (["--a b*.tar"], ["--", "--ab*.tar"]):
         _, text = line(clevrer.main, ["info", *words], capsys)
         assert text.startswith("error: SHARDS ")

@@ -406,6 +406,13 @@ def test_batch_norm_over_cpu_processes_is_refused() -> None:
         synchronise_norms(norm, two, accelerator)
 
 
+@pytest.mark.parametrize(("capability", "told"), [("AVX2", True), ("AVX512", False)])
+def test_emulated_bf16_is_noted(config, capfd, monkeypatch, capability, told) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    fit(toy(), toy_batches(), config(steps=1, precision="bf16"))
+    assert ("this CPU emulates bf16" in capfd.readouterr().err) == told
+
+
 def test_a_module_with_forward_and_export_trains_like_an_objective(config) -> None:
     """A plain nn.Module gets the defaults of Objective, and its parameters keep their names."""
 

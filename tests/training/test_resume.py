@@ -267,6 +267,14 @@ def test_a_run_directory_with_another_run_is_refused(config, monkeypatch) -> Non
     assert {p: p.read_bytes() for p in result.run_dir.rglob("*") if p.is_file()} == before
 
 
+def test_a_damaged_config_of_another_run_is_refused_in_one_line(config) -> None:
+    settings = config()
+    result = fit(toy(), toy_batches(), settings)
+    (result.run_dir / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RunError, match="already holds a run; continue it with"):
+        fit(toy(), toy_batches(), settings)
+
+
 def test_other_settings_are_refused_by_name_and_free_ones_are_not(config) -> None:
     fit(toy(), toy_batches(), config(steps=4))
     changed = config(steps=8, log_every=2, checkpoint_every=3, resume="auto", seed=7)
